@@ -1,0 +1,51 @@
+"""PyTorch Lightning callbacks, modules and commands for four published research methods.
+
+Importing this package loads neither torch nor Lightning: every public name is imported on first
+use, so that ``lightning-suite list`` and ``--version`` answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it. `__all__`, `__getattr__` and the CLI's short class names
+# are all made from this one table.
+_PUBLIC: dict[str, str] = {
+    "DepthMuPLRCallback": "lightning_suite.callbacks.depth_mup_lr",
+    "FeatureDynamicsMonitor": "lightning_suite.callbacks.feature_dynamics_monitor",
+    "ResidualNetModule": "lightning_suite.depth_mup.module",
+    "CausalLMModule": "lightning_suite.language.module",
+    "ImageDataModule": "lightning_suite.datamodules.image",
+    "TextDataModule": "lightning_suite.datamodules.text",
+}
+
+if TYPE_CHECKING:
+    from lightning_suite.callbacks.depth_mup_lr import DepthMuPLRCallback
+    from lightning_suite.callbacks.feature_dynamics_monitor import FeatureDynamicsMonitor
+    from lightning_suite.datamodules.image import ImageDataModule
+    from lightning_suite.datamodules.text import TextDataModule
+    from lightning_suite.depth_mup.module import ResidualNetModule
+    from lightning_suite.language.module import CausalLMModule
+
+__all__ = [
+    "CausalLMModule",
+    "DepthMuPLRCallback",
+    "FeatureDynamicsMonitor",
+    "ImageDataModule",
+    "ResidualNetModule",
+    "TextDataModule",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

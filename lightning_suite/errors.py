@@ -1,0 +1,29 @@
+"""The errors that a user is meant to read: what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SuiteError(ValueError):
+    """Something in the user's input cannot be used as it is.
+
+    The message names the file, row or key, what was expected, and what to do. The command line
+    prints it without a traceback and exits with status 2.
+    """
+
+
+class MissingExtraError(SuiteError, ImportError):
+    """A package of an optional extra is not installed."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest known word, or an empty string.
+
+    Args:
+        word: What the user wrote.
+        known: All words that would have been right.
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
