@@ -60,9 +60,7 @@ class Parametrization:
 
     def lr_factor(self, role: Role, family: OptimizerFamily) -> float:
         """See :func:`~lightning_suite.depth_mup.rules.lr_factor`."""
-        return rules.lr_factor(
-            role, self.rule, family, self.width_ratio, self.depth_ratio, self.p
-        )
+        return rules.lr_factor(role, self.rule, family, self.width_ratio, self.depth_ratio, self.p)
 
     def weight_decay_factor(self, role: Role, family: OptimizerFamily) -> float:
         """See :func:`~lightning_suite.depth_mup.rules.weight_decay_factor`."""
