@@ -1,0 +1,1 @@
+"""One datamodule a file."""

@@ -1,0 +1,1 @@
+"""Depth-muP and the depth-aware learning-rate correction (Neural Feature Dynamics)."""

@@ -209,7 +209,7 @@ def unscaled_readout_lr_factor(
     scaled = lr_factor("output", rule, optimizer_family, width_ratio)
     if rule == "sp":
         return scaled
-    return scaled / width_ratio ** (1.0 if optimizer_family == "adam" else 2.0)
+    return float(scaled / width_ratio ** (1.0 if optimizer_family == "adam" else 2.0))
 
 
 def weight_decay_factor(
