@@ -37,7 +37,7 @@ class RoleMap:
         roles: Parameter name (see :func:`clean_name`) to role; every parameter, frozen ones too.
         branch_ends: Names of the modules whose output is added to the stream.
         readouts: Names of the modules that make the logits; empty for a headless model.
-        width: n: the readout's number of inputs, else the size of the final norm, else None.
+        width: n: the size of the final norm, else the readout's number of inputs, else None.
     """
 
     preset: str
@@ -243,7 +243,7 @@ def assign_roles(
         roles=roles,
         branch_ends=_branch_ends(modules, names, roles, chosen, own),
         readouts=readouts,
-        width=_width(modules, parameters, roles, readouts),
+        width=_width(modules, parameters, roles, names, readouts),
     )
 
 
@@ -288,14 +288,19 @@ def _width(
     modules: Mapping[str, nn.Module],
     parameters: Mapping[str, nn.Parameter],
     roles: Mapping[str, Role],
+    blocks: tuple[str, ...],
     readouts: tuple[str, ...],
 ) -> int | None:
-    for name in readouts:
-        features = getattr(modules[name], "in_features", None)
-        if isinstance(features, int):
-            return features
-    norms = [name for name, role in roles.items() if role == "final_norm"]
-    return parameters[norms[-1]].numel() if norms else None
+    # The final norm comes first: a readout may see a projection of the stream (OPT-350M).
+    norms = [
+        name
+        for name, role in roles.items()
+        if role == "final_norm" and not name.startswith(tuple(f"{b}." for b in blocks))
+    ]
+    if norms:
+        return parameters[norms[-1]].numel()
+    features = [getattr(modules[name], "in_features", None) for name in readouts]
+    return next((n for n in features if isinstance(n, int)), None)
 
 
 def format_table(

@@ -1,0 +1,50 @@
+# What a newcomer types:   make quickstart   and   make test
+# Both make .venv with the versions of constraints.txt if it is missing or out of date.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The stamp is renewed when the requirements change, so that a second call installs nothing.
+STAMP := $(VENV)/.installed-
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint bench clean
+
+help:  ## Show the targets.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
+
+$(STAMP)demo: pyproject.toml constraints.txt
+	@echo "==> installing lightning-suite with its demo extra into $(VENV) (about a minute)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=/path/to/python3")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(STAMP)dev: pyproject.toml constraints.txt
+	@echo "==> installing lightning-suite with its development tools into $(VENV) (two minutes)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=/path/to/python3")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)demo $@
+
+install: $(STAMP)dev  ## Make .venv with everything, the development tools too.
+
+quickstart: $(STAMP)demo  ## Install, train a grid of real runs on real data, and print where its report.html lies.
+	@echo "==> learning-rate transfer over depth on scikit-learn's digits, standard against depth-muP"
+	@$(BIN)/lightning-suite lr-transfer --config configs/quickstart/depth_mup.yaml
+
+test: $(STAMP)dev lint  ## Install, lint, check types, and run the whole test suite.
+	@echo "==> tests"
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)dev  ## Ruff (rules and format) and mypy --strict.
+	@echo "==> ruff and mypy"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(STAMP)dev  ## Run every benchmark and write the README's table.
+	@for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## Remove the virtual environment and all caches.
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

@@ -1,0 +1,165 @@
+"""Small models of every architecture that has a preset, built from shapes, without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_suite.depth_mup.models import ResidualConvNet, ResidualMLP
+
+
+class TorchvisionBlock(nn.Module):
+    """A residual block with torchvision's names."""
+
+    def __init__(self, width_in: int, width: int, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        out = 4 * width if bottleneck else width
+        shapes = (
+            [(width_in, width, 1, 1), (width, width, 3, stride), (width, out, 1, 1)]
+            if bottleneck
+            else [(width_in, width, 3, stride), (width, width, 3, 1)]
+        )
+        self.n_convs = len(shapes)
+        for i, (n_in, n_out, kernel, step) in enumerate(shapes, start=1):
+            self.add_module(
+                f"conv{i}", nn.Conv2d(n_in, n_out, kernel, step, kernel // 2, bias=False)
+            )
+            self.add_module(f"bn{i}", nn.BatchNorm2d(n_out))
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(width_in, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            if stride != 1 or width_in != out
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x
+        for i in range(1, self.n_convs + 1):
+            z = self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(z))
+            z = z.relu() if i < self.n_convs else z
+        return (z + (x if self.downsample is None else self.downsample(x))).relu()
+
+
+class TorchvisionResNet(nn.Module):
+    """A ResNet with torchvision's names and four stages."""
+
+    def __init__(self, bottleneck: bool, depths: tuple[int, ...] = (2, 1, 1, 2)) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(4)
+        width_in = 4
+        for stage, n_blocks in enumerate(depths):
+            width = 4 * 2**stage
+            blocks = []
+            for i in range(n_blocks):
+                stride = 2 if stage and not i else 1
+                blocks.append(TorchvisionBlock(width_in, width, stride, bottleneck))
+                width_in = 4 * width if bottleneck else width
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(width_in, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x)).relu()
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return self.fc(x.mean(dim=(-2, -1)))
+
+
+class TimmBlock(nn.Module):
+    """A transformer block with timm's names (no attention is computed: only names matter)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = nn.ModuleDict(
+            {"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)}
+        )
+        self.mlp = nn.ModuleDict(
+            {"fc1": nn.Linear(width, 2 * width), "fc2": nn.Linear(2 * width, width)}
+        )
+
+
+class TimmViT(nn.Module):
+    """A vision transformer with timm's names."""
+
+    def __init__(self, width: int = 16, depth: int = 3) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 5, width))
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, 4, 4)})
+        self.blocks = nn.Sequential(*[TimmBlock(width) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 10)
+
+
+def _transformers(auto: str, config: str, **options: object) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import transformers
+
+        return getattr(transformers, auto).from_config(getattr(transformers, config)(**options))
+
+    return build
+
+
+_LM = "AutoModelForCausalLM"
+_TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 50,
+}
+
+ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
+    "residual_mlp": lambda: ResidualMLP(12, 5, width=16, depth=3, branch_input="norm", bias=True),
+    "residual_mlp_one_matrix": lambda: ResidualMLP(12, 5, width=16, depth=3, block_depth=1),
+    "residual_conv": lambda: ResidualConvNet(3, 5, width=16, depth=3),
+    "llama": _transformers(_LM, "LlamaConfig", **_TEXT),
+    "qwen2": _transformers(
+        _LM, "Qwen2Config", **_TEXT, num_key_value_heads=2, tie_word_embeddings=True
+    ),
+    "mistral": _transformers(_LM, "MistralConfig", **_TEXT, num_key_value_heads=2),
+    "gpt2": _transformers(_LM, "GPT2Config", n_embd=32, n_layer=3, n_head=4, vocab_size=50),
+    "gpt_neox": _transformers(_LM, "GPTNeoXConfig", **_TEXT),
+    "opt": _transformers(
+        _LM,
+        "OPTConfig",
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        vocab_size=50,
+        word_embed_proj_dim=16,
+    ),
+    "bert_masked_lm": _transformers("AutoModelForMaskedLM", "BertConfig", **_TEXT),
+    "bert_classifier": _transformers("AutoModelForSequenceClassification", "BertConfig", **_TEXT),
+    "vit": _transformers(
+        "AutoModelForImageClassification",
+        "ViTConfig",
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=16,
+        patch_size=8,
+    ),
+    "vit_timm": TimmViT,
+    "resnet_basic": lambda: TorchvisionResNet(bottleneck=False),
+    "resnet_bottleneck": lambda: TorchvisionResNet(bottleneck=True),
+    "hf_resnet_basic": _transformers(
+        "AutoModelForImageClassification",
+        "ResNetConfig",
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[2, 3],
+        layer_type="basic",
+    ),
+    "hf_resnet_bottleneck": _transformers(
+        "AutoModelForImageClassification",
+        "ResNetConfig",
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[2, 3],
+    ),
+}
