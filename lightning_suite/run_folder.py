@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
@@ -147,13 +147,11 @@ class RunFolder:
             SuiteError: The name is not a plain name, or the index is damaged.
         """
         _check_name(name)
-        matplotlib = import_extra("matplotlib", "report")
         svg, png = self.artifacts / f"{name}.svg", self.artifacts / f"{name}.png"
-        with matplotlib.rc_context(_SVG_RC):
-            with atomic_write(svg, "wb") as file:
-                figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
-            with atomic_write(png, "wb") as file:
-                figure.savefig(file, format="png", bbox_inches="tight", dpi=150)
+        with atomic_write(svg, "wb") as file:
+            save_svg(figure, file)
+        with atomic_write(png, "wb") as file:
+            figure.savefig(file, format="png", bbox_inches="tight", dpi=150)
         self._add(Artifact(name, "figure", (svg.name, png.name), title, caption, section))
         return svg
 
@@ -224,6 +222,13 @@ class RunFolder:
         else:
             entries.append(new)
         write_json(self.artifacts / "index.json", [asdict(entry) for entry in entries])
+
+
+def save_svg(figure: Figure, file: IO[bytes]) -> None:
+    """Write a matplotlib figure as SVG, with the same bytes for the same figure."""
+    matplotlib = import_extra("matplotlib", "report")
+    with matplotlib.rc_context(_SVG_RC):
+        figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
 
 
 _REDO = "Delete the file or run the command that made it again."

@@ -1,0 +1,96 @@
+"""Draw the curves of a training run, one small figure a panel."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lightning_suite.extras import import_extra
+from lightning_suite.report.metrics import Panel, Series
+from lightning_suite.report.style import CATEGORICAL, depth_colors, figure_style
+from lightning_suite.run_folder import save_svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_POINTS = 400  # what a panel of this width can show
+_LABELS = 6  # what its legend can hold
+_LOG_RATIO = 30.0  # a positive quantity that spans more than this is drawn on a log axis
+
+
+def draw_panel(panel: Panel, series: Mapping[str, Series]) -> str:
+    """Return one panel as an SVG file.
+
+    Args:
+        panel: What to draw.
+        series: All columns of the run.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure_module = import_extra("matplotlib.figure", "report")
+    with figure_style():
+        figure = figure_module.Figure(figsize=(3.9, 2.5))
+        axes = figure.add_subplot()
+        colors = _colors(panel)
+        legend = _evenly(len(panel.lines), _LABELS) if len(panel.lines) > 1 else set()
+        for place, (label, name) in enumerate(panel.lines):
+            one = thin(series[name])
+            axes.plot(
+                one.steps,
+                one.values,
+                color=colors[place],
+                linewidth=1.6,
+                marker="o" if len(one.steps) <= 12 else "",
+                markersize=3.5,
+                label=label if place in legend else None,
+            )
+        _scale(axes, [value for _, name in panel.lines for value in series[name].values])
+        axes.set_xlabel("step")
+        axes.locator_params(axis="x", nbins=5)
+        if legend:
+            axes.legend(fontsize=8, handlelength=1.2, borderaxespad=0.2)
+        buffer = io.BytesIO()
+        save_svg(figure, buffer)
+    return buffer.getvalue().decode()
+
+
+def thin(series: Series, points: int = _POINTS) -> Series:
+    """Keep at most about ``points`` values, among them the extremes of every stretch.
+
+    Dropping every n-th value would hide the spikes that one looks for.
+    """
+    if len(series.values) <= points:
+        return series
+    size = math.ceil(2 * len(series.values) / points)
+    keep: set[int] = {0, len(series.values) - 1}
+    for start in range(0, len(series.values), size):
+        stretch = range(start, min(start + size, len(series.values)))
+        finite = [place for place in stretch if math.isfinite(series.values[place])]
+        keep.update(set(stretch) - set(finite) if len(finite) < len(stretch) else ())
+        if finite:
+            keep.add(min(finite, key=series.values.__getitem__))
+            keep.add(max(finite, key=series.values.__getitem__))
+    places = sorted(keep)
+    return Series([series.steps[p] for p in places], [series.values[p] for p in places])
+
+
+def _colors(panel: Panel) -> list[str]:
+    if panel.ordered or len(panel.lines) > len(CATEGORICAL):
+        return depth_colors(len(panel.lines))
+    return list(CATEGORICAL[: len(panel.lines)])
+
+
+def _evenly(n: int, most: int) -> set[int]:
+    """Return at most ``most`` places among ``n``, the first and the last with them."""
+    if n <= most:
+        return set(range(n))
+    return {round(step * (n - 1) / (most - 1)) for step in range(most)}
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    finite = [value for value in values if math.isfinite(value)]
+    if finite and min(finite) > 0 and max(finite) / min(finite) > _LOG_RATIO:
+        axes.set_yscale("log")

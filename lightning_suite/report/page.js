@@ -1,0 +1,73 @@
+"use strict";
+(() => {
+  // Everything here is a comfort: without scripts the page shows the same content.
+  const root = document.documentElement;
+  const stored = (() => { try { return localStorage.getItem("theme"); } catch { return null; } })();
+  if (stored === "light" || stored === "dark") root.dataset.theme = stored;
+
+  const isDark = () => root.dataset.theme
+    ? root.dataset.theme === "dark"
+    : matchMedia("(prefers-color-scheme: dark)").matches;
+
+  const themeButton = () => {
+    const button = document.getElementById("theme");
+    const show = () => { button.textContent = isDark() ? "Light" : "Dark"; };
+    button.setAttribute("aria-label", "Switch between light and dark");
+    button.hidden = false;
+    show();
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+    button.addEventListener("click", () => {
+      root.dataset.theme = isDark() ? "light" : "dark";
+      try { localStorage.setItem("theme", root.dataset.theme); } catch { /* a private window */ }
+      show();
+    });
+  };
+
+  const copyButton = (button) => {
+    const code = button.parentElement.querySelector("code");
+    const name = button.textContent;
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+      } catch {  // pages opened from a file have no clipboard in some browsers
+        getSelection().selectAllChildren(code);
+        document.execCommand("copy");
+      }
+      button.textContent = "Copied";
+      setTimeout(() => { button.textContent = name; }, 1500);
+    });
+  };
+
+  const sortable = (table) => {
+    const heads = [...table.tHead.rows[0].cells];
+    const body = table.tBodies[0];
+    const compare = new Intl.Collator(undefined, { numeric: true }).compare;
+    heads.forEach((head, column) => {
+      const numeric = head.classList.contains("number");
+      head.querySelector("button").addEventListener("click", () => {
+        const up = head.getAttribute("aria-sort") !== "ascending";
+        const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+        const number = (text) => ({ nan: NaN, inf: Infinity, "-inf": -Infinity })[text] ?? Number(text);
+        const rows = [...body.rows].sort((a, b) => {
+          const [x, y] = [key(a), key(b)];
+          if (!x || !y) return !x - !y;  // empty cells stay at the end, whatever the direction
+          const order = numeric ? number(x) - number(y) || 0 : compare(x, y);
+          return up ? order : -order;
+        });
+        body.append(...rows);
+        heads.forEach((other) => other.setAttribute("aria-sort", "none"));
+        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      });
+    });
+  };
+
+  addEventListener("DOMContentLoaded", () => {
+    themeButton();
+    document.querySelectorAll("button.copy").forEach(copyButton);
+    document.querySelectorAll("table").forEach(sortable);
+    addEventListener("beforeprint", () => {
+      document.querySelectorAll("details").forEach((block) => { block.open = true; });
+    });
+  });
+})();

@@ -1,0 +1,382 @@
+"""One self-contained HTML page for one run, from what the run left in its folder."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from lightning_suite.errors import MissingExtraError, SuiteError
+from lightning_suite.files import atomic_write
+from lightning_suite.report.curves import draw_panel
+from lightning_suite.report.layout import Section, code_block, notice, prose, render_page
+from lightning_suite.report.metrics import METRICS, Metrics, Panel, Series, panels, read_metrics
+from lightning_suite.report.svg import inline_svg
+from lightning_suite.report.tables import html_table, read_table, short_number
+from lightning_suite.run_folder import Artifact, RunFolder
+
+_DEFAULT_SECTION = "Results"
+_LARGE_SVG = 3_000_000  # bytes; a scatter plot above it goes in as PNG
+_MANY_PANELS = 48
+_TRACES = ("run.json", "metrics.csv", "config.yaml", "hparams.yaml", "artifacts", "checkpoints")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk.
+
+    Attributes:
+        folder: What the user named; the page is written here.
+        logs: Where the files of a Lightning fit are: ``folder`` itself or its newest version.
+        record: Content of ``run.json``, empty without one.
+        artifacts: Entries of ``artifacts/index.json``.
+    """
+
+    folder: Path
+    logs: Path
+    record: dict[str, Any]
+    artifacts: list[Artifact]
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write ``report.html`` for a run: its tables and figures, curves, configuration and files.
+
+    The folder is one that a command of this package has written, the log folder of a Lightning
+    run (``lightning_logs/version_0``), or a folder that holds such logs; then the newest is shown.
+    What cannot be read is named on the page and does not keep the rest from being shown. The same
+    folder gives the same page.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        The path of the page. It loads nothing from anywhere and can be sent as one file.
+
+    Raises:
+        SuiteError: The folder holds no run, or its ``run.json`` or ``artifacts/index.json`` is
+            damaged.
+    """
+    run = _open(Path(folder))
+    sections = [section for build in _SECTIONS for section in build(run)]
+    path = run.folder / "report.html"
+    page = render_page(f"{_name(run)} · lightning-suite", _header(run), sections)
+    with atomic_write(path) as file:
+        file.write(page)
+    return path
+
+
+def _open(folder: Path) -> Run:
+    if not folder.is_dir():
+        raise SuiteError(f"{folder}: no such folder. Give the folder that a run has written.")
+    logs = _logs(folder)
+    if logs is None:
+        raise SuiteError(
+            f"{folder}: no run in here. Expected one of {', '.join(_TRACES)}, "
+            "or logs such as lightning_logs/version_0."
+        )
+    # a run's own files are beside its logs when a logger chose the folder
+    home = folder if _has_any(folder, "run.json", "artifacts") else logs
+    run = RunFolder(home)
+    return Run(folder=folder, logs=logs, record=run.record(), artifacts=run.index())
+
+
+def _logs(folder: Path) -> Path | None:
+    versions = [
+        path
+        for pattern in ("version_*", "*/version_*")
+        for path in folder.glob(pattern)
+        if _has_any(path, *_TRACES)
+    ]
+    if _has_any(folder, "metrics.csv", "hparams.yaml", "config.yaml", "checkpoints"):
+        return folder
+    if versions:
+        return max(versions, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
+    return folder if _has_any(folder, *_TRACES) else None
+
+
+def _has_any(folder: Path, *names: str) -> bool:
+    return any((folder / name).exists() for name in names)
+
+
+def _name(run: Run) -> str:
+    path = run.folder.resolve()
+    return f"{path.parent.name}/{path.name}" if path.name.startswith("version_") else path.name
+
+
+# --- header ---------------------------------------------------------------------------------------
+
+
+def _header(run: Run) -> str:
+    record = run.record
+    command = [str(word) for word in record.get("command") or []]
+    kicker = "lightning-suite"
+    if command:
+        words = [Path(command[0]).name, *command[1:]]
+        subcommand = next((word for word in words[1:] if re.fullmatch(r"[a-z][a-z-]*", word)), "")
+        kicker = f"lightning-suite · {subcommand}" if subcommand else kicker
+        command = words
+    parts = [f'<p class="kicker">{escape(kicker)}</p>', f"<h1>{escape(_name(run))}</h1>"]
+    if record.get("note"):
+        parts.append(f'<p class="lead">{prose(str(record["note"]))}</p>')
+    threads, cores = record.get("threads"), record.get("cores")
+    facts = {
+        "Time": _time(run),
+        "Seed": record.get("seed"),
+        "Machine": record.get("platform"),
+        "Threads": f"{threads} of {cores} cores" if threads and cores else threads,
+    }
+    shown = "".join(
+        f"<div><dt>{name}</dt><dd>{escape(str(value))}</dd></div>"
+        for name, value in facts.items()
+        if value is not None
+    )
+    parts.append(f'<dl class="facts">{shown}</dl>')
+    if command:
+        parts.append(
+            '<div class="command copyable"><button type="button" class="copy" hidden>Copy</button>'
+            f'<pre tabindex="0"><code>{escape(shlex.join(command))}</code></pre></div>'
+        )
+    versions = record.get("versions")
+    if isinstance(versions, dict):
+        text = " · ".join(f"{name} {version}" for name, version in versions.items())
+        parts.append(f'<p class="versions">{escape(text)}</p>')
+    return "\n".join(parts)
+
+
+def _time(run: Run) -> str | None:
+    if run.record.get("time"):
+        return str(run.record["time"]).replace("T", " ").replace("+00:00", " UTC")
+    metrics = run.logs / "metrics.csv"
+    if not metrics.exists():
+        return None
+    written = datetime.fromtimestamp(metrics.stat().st_mtime, timezone.utc)
+    return f"{written:%Y-%m-%d %H:%M:%S} UTC"
+
+
+# --- artifacts ------------------------------------------------------------------------------------
+
+
+def _artifact_sections(run: Run) -> list[Section]:
+    """One section for each `section` of the index, sorted; the order of callbacks is no matter."""
+
+    def key(artifact: Artifact) -> tuple[bool, str, str]:
+        title = artifact.section or _DEFAULT_SECTION
+        return title != _DEFAULT_SECTION, title.casefold(), title
+
+    # within a section: figures, then tables, each in the order of writing (sorting is stable)
+    artifacts = sorted(run.artifacts, key=lambda artifact: (key(artifact), artifact.kind))
+    return [
+        Section(title, "\n".join(_artifact(run, artifact) for artifact in members))
+        for (_, _, title), members in groupby(artifacts, key)
+    ]
+
+
+def _artifact(run: Run, artifact: Artifact) -> str:
+    home = run.folder if (run.folder / "artifacts").exists() else run.logs
+    folder = home / "artifacts"
+    try:
+        shown = _figure(folder, artifact) if artifact.kind == "figure" else _table(folder, artifact)
+    except SuiteError as err:
+        shown = notice(str(err))
+    caption = f"<p>{prose(artifact.caption)}</p>" if artifact.caption else ""
+    links = " · ".join(_link(run, folder / name) for name in artifact.files)
+    return (
+        f'<figure class="card"><figcaption><h3>{escape(artifact.title or artifact.name)}</h3>'
+        f'{caption}</figcaption>{shown}<p class="files">{links}</p></figure>'
+    )
+
+
+def _figure(folder: Path, artifact: Artifact) -> str:
+    files = {Path(name).suffix: folder / name for name in artifact.files}
+    svg, png = files.get(".svg"), files.get(".png")
+    label = artifact.title or artifact.name
+    try:
+        if svg is not None and (png is None or svg.stat().st_size <= _LARGE_SVG):
+            text = svg.read_text(encoding="utf-8")
+            drawing = inline_svg(text, prefix=f"{artifact.name}-", label=label)
+        elif png is not None:
+            data = base64.b64encode(png.read_bytes()).decode()
+            drawing = f'<img alt="{escape(label)}" src="data:image/png;base64,{data}">'
+        else:
+            raise SuiteError("no SVG or PNG among its files")
+    except (OSError, UnicodeDecodeError, SuiteError) as err:
+        raise SuiteError(f"Figure '{artifact.name}' in {folder} cannot be shown: {err}.") from err
+    return f'<div class="plot">{drawing}</div>'
+
+
+def _table(folder: Path, artifact: Artifact) -> str:
+    header, rows, total = read_table(folder / artifact.files[0])
+    table = html_table(header, rows, label=artifact.title or artifact.name)
+    if total > len(rows):
+        table += f'<p class="files">First {len(rows):,} of {total:,} rows; all are in the file.</p>'
+    return table
+
+
+def _link(run: Run, path: Path) -> str:
+    return f'<a href="{quote(path.relative_to(run.folder).as_posix())}">{escape(path.name)}</a>'
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def _training_sections(run: Run) -> list[Section]:
+    path = run.logs / "metrics.csv"
+    if not path.exists():
+        return []
+    try:
+        metrics = read_metrics(path)
+    except SuiteError as err:
+        return [Section("Training", notice(str(err)))]
+    if not metrics.series:
+        return [Section("Training", notice(f"{path.name} holds no values: nothing was logged."))]
+    plan = panels(list(metrics.series))
+    notes = []
+    if metrics.torn:
+        notes.append(notice(f"The last row of {path.name} was cut off and is left out."))
+    if len(plan) > _MANY_PANELS:
+        notes.append(notice(f"The first {_MANY_PANELS} of {len(plan)} groups of curves are drawn."))
+    drawn = _curves(plan[:_MANY_PANELS], metrics)
+    return [
+        Section(
+            "Training", "\n".join([*notes, _tiles(plan, metrics), drawn, _summary(plan, metrics)])
+        )
+    ]
+
+
+def _curves(plan: list[Panel], metrics: Metrics) -> str:
+    parts = []
+    for group, members in groupby(plan, lambda panel: panel.group):
+        try:
+            cards = [
+                _panel(f"curve-{group}-{number}-", panel, metrics)
+                for number, panel in enumerate(members)
+            ]
+        except MissingExtraError as err:
+            return notice(f"The curves are not drawn: {err}")
+        if group != METRICS:
+            parts.append(f'<h3 class="group">{escape(group)}</h3>')
+        parts.append(f'<div class="panels">{"".join(cards)}</div>')
+    return "\n".join(parts)
+
+
+def _panel(prefix: str, panel: Panel, metrics: Metrics) -> str:
+    svg = draw_panel(panel, metrics.series)
+    safe = re.sub(r"[^A-Za-z0-9-]", "-", prefix)
+    drawing = inline_svg(svg, prefix=safe, label=f"{panel.title} over steps")
+    lost = sum(_not_finite(metrics.series[name]) for _, name in panel.lines)
+    warning = notice(f"{lost} values are NaN or infinite.") if lost else ""
+    return (
+        f'<figure class="card"><figcaption><h4>{escape(panel.title)}</h4></figcaption>'
+        f'<div class="plot">{drawing}</div>{warning}</figure>'
+    )
+
+
+def _not_finite(series: Series) -> int:
+    return sum(not math.isfinite(value) for value in series.values)
+
+
+def _tiles(plan: list[Panel], metrics: Metrics) -> str:
+    """The last values of the first few metrics of the module, large."""
+    names = [name for panel in plan if panel.group == METRICS for _, name in panel.lines]
+    tiles = [
+        f'<div class="card"><dt>{escape(name)}</dt><dd>{short_number(repr(one.values[-1]))}'
+        f"<small>last, at step {one.steps[-1]:.0f}</small></dd></div>"
+        for name, one in ((name, metrics.series[name]) for name in names[:4])
+    ]
+    return f'<dl class="tiles">{"".join(tiles)}</dl>' if tiles else ""
+
+
+def _summary(plan: list[Panel], metrics: Metrics) -> str:
+    header = ["metric", "first", "last", "lowest", "at step", "highest", "at step"]
+    rows = []
+    for name in (name for panel in plan for _, name in panel.lines):
+        one = metrics.series[name]
+        places = [i for i, value in enumerate(one.values) if not math.isnan(value)]
+        low = min(places, key=one.values.__getitem__, default=None)
+        high = max(places, key=one.values.__getitem__, default=None)
+        extremes = [
+            text
+            for place in (low, high)
+            for text in (
+                ("", "") if place is None else (repr(one.values[place]), f"{one.steps[place]:.0f}")
+            )
+        ]
+        rows.append([name, repr(one.values[0]), repr(one.values[-1]), *extremes])
+    table = html_table(header, rows, label="Summary of all logged values")
+    return f'<h3 class="group">Summary</h3><div class="card">{table}</div>'
+
+
+# --- configuration and files ----------------------------------------------------------------------
+
+
+def _configuration_sections(run: Run) -> list[Section]:
+    texts: dict[str, str] = {}
+    config = run.record.get("config")
+    if isinstance(config, str) and config.strip():
+        texts["Configuration of the run"] = config
+    for name in ("config.yaml", "hparams.yaml"):
+        path = run.logs / name
+        if path.exists():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if text.strip() not in {"", "{}"} and text not in texts.values():
+                texts[name] = text
+    blocks = "\n".join(code_block(name, text.rstrip("\n")) for name, text in texts.items())
+    return [Section("Configuration", blocks)] if blocks else []
+
+
+def _file_sections(run: Run) -> list[Section]:
+    folders = dict.fromkeys([run.folder, run.logs])  # once each, in order
+    patterns = ("*.csv", "*.yaml", "*.json", "checkpoints/*", "artifacts/*")
+    files = dict.fromkeys(
+        path
+        for folder in folders
+        for pattern in patterns
+        for path in sorted(folder.glob(pattern))
+        if path.is_file() and not path.name.startswith(".")
+    )
+    if not files:
+        return []
+    rows = "\n".join(
+        f'<tr><td>{_link(run, path)}</td><td class="soft">'
+        f"{escape(path.relative_to(run.folder).parent.as_posix())}</td>"
+        f'<td class="number" data-value="{path.stat().st_size}">{_size(path)}</td></tr>'
+        for path in files
+    )
+    head = "".join(
+        f'<th scope="col" aria-sort="none"{kind}><button type="button">{name}</button></th>'
+        for name, kind in (("file", ""), ("folder", ""), ("size", ' class="number"'))
+    )
+    return [
+        Section(
+            "Files",
+            '<div class="card"><div class="scroll" tabindex="0" role="region" aria-label="Files">'
+            f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div></div>",
+        )
+    ]
+
+
+def _size(path: Path) -> str:
+    size = float(path.stat().st_size)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}" if unit != "B" else f"{size:.0f} B"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+# The page from top to bottom. A builder returns no section for what a run does not have.
+_SECTIONS: tuple[Callable[[Run], list[Section]], ...] = (
+    _artifact_sections,
+    _training_sections,
+    _configuration_sections,
+    _file_sections,
+)
