@@ -9,12 +9,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_suite.datamodules.image_sources import (
-    HUB_PREFIX,
-    ImageSource,
-    load_hub_dataset,
-    open_source,
-)
+from lightning_suite.datamodules.hf_datasets import HUB_PREFIX, load_hub_dataset
+from lightning_suite.datamodules.image_sources import ImageSource, open_source
 from lightning_suite.datamodules.loading import ResumableLoader, eval_loader, train_loader
 from lightning_suite.errors import SuiteError, did_you_mean
 

@@ -9,11 +9,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lightning_suite.datamodules.hf_datasets import (
+    HUB_PREFIX,
+    load_folder_dataset,
+    load_hub_dataset,
+)
 from lightning_suite.datamodules.idx import read_idx
 from lightning_suite.errors import SuiteError, did_you_mean
 from lightning_suite.extras import import_extra
 
-HUB_PREFIX = "hub:"
 IDX_PREFIX = "idx:"
 
 _SPLIT_NAMES = {
@@ -63,8 +67,9 @@ def open_source(
         if not folder.is_dir():
             raise SuiteError(
                 f"source {source!r}: no such folder.{did_you_mean(source, ['digits'])} "
-                "Use 'digits', a folder with IDX files, a folder of images (one subfolder a class), a folder "
-                "written by Dataset.save_to_disk, or 'hub:OWNER/NAME' for a data set of the Hub."
+                "Use 'digits', a folder with IDX files, a folder of images (one subfolder a "
+                "class), a folder written by Dataset.save_to_disk, or 'hub:OWNER/NAME' for a data "
+                "set of the Hub."
             )
         if source.startswith(IDX_PREFIX) or any(folder.glob("*-ubyte*")):
             return IdxSource(folder)
@@ -232,33 +237,6 @@ class DatasetsSource:
 
     def _where(self, split: str, row: int) -> str:
         return f"{self.name}: row {row} of split '{split}', column '{self._image_column}'"
-
-
-def load_hub_dataset(source: str) -> dict[str, Any]:
-    """Load ``hub:OWNER/NAME`` through the Hub's cache (obeys ``HF_HUB_OFFLINE``)."""
-    datasets = import_extra("datasets", "llm")
-    name = source.removeprefix(HUB_PREFIX)
-    try:
-        return dict(datasets.load_dataset(name))
-    except (OSError, ValueError, RuntimeError) as err:
-        raise SuiteError(
-            f"source {source!r}: the Hub's data set {name!r} cannot be loaded: {err}"
-        ) from err
-
-
-def load_folder_dataset(folder: Path, builder: str = "imagefolder") -> dict[str, Any]:
-    """Load what ``save_to_disk`` wrote, or else a folder of files through ``builder``."""
-    datasets = import_extra("datasets", "llm")
-    saved = any((folder / f).is_file() for f in ("dataset_dict.json", "dataset_info.json"))
-    try:
-        loaded = (
-            datasets.load_from_disk(str(folder))
-            if saved
-            else datasets.load_dataset(builder, data_dir=str(folder))
-        )
-    except (OSError, ValueError, RuntimeError) as err:
-        raise SuiteError(f"{folder}: cannot be loaded as a data set: {err}") from err
-    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
 
 def _image_column(name: str, features: Any, wanted: str | None) -> str:

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_suite.datamodules.image_sources import (
+from lightning_suite.datamodules.hf_datasets import (
     HUB_PREFIX,
     load_folder_dataset,
     load_hub_dataset,

@@ -1,0 +1,162 @@
+"""Build or load a Hugging Face causal LM: dtype explicit, no code from the model, no pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_suite.errors import SuiteError, did_you_mean
+from lightning_suite.extras import import_extra
+from lightning_suite.language.layers import config_class
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def causal_lm_from_config(
+    config: Mapping[str, Any] | str | Path,
+    *,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+) -> Any:
+    """Build an untrained causal LM, initialised as its authors do.
+
+    Args:
+        config: ``{"model_type": "llama", "hidden_size": …}`` (what is not given has the value of
+            the model type), or a ``config.json``, or a folder that holds one.
+        dtype: Of the parameters; a key of ``DTYPES``.
+        attn_implementation: ``"eager"``, ``"sdpa"``, ``"flash_attention_2"``; None leaves the
+            choice to transformers.
+
+    Raises:
+        SuiteError: The configuration cannot be read, has an unknown key, or describes no model.
+    """
+    transformers = import_extra("transformers", "llm")
+    values = dict(config) if isinstance(config, Mapping) else read_config(config)
+    kind = config_class(values)
+    arguments = {key: value for key, value in values.items() if key != "model_type"}
+    if isinstance(config, Mapping):  # files hold keys that transformers itself has retired
+        _refuse_unknown("config", arguments, _config_keys(kind), f"model_type {kind.model_type}")
+    try:
+        return transformers.AutoModelForCausalLM.from_config(
+            kind(**arguments),
+            trust_remote_code=False,
+            **_model_arguments(dtype, attn_implementation),
+        )
+    except (ValueError, TypeError, ImportError) as err:
+        raise SuiteError(f"config: no causal LM can be built from it: {err}") from err
+
+
+def causal_lm_from_pretrained(
+    name: str, *, dtype: str = "float32", attn_implementation: str | None = None
+) -> Any:
+    """Load a trained causal LM, in training mode.
+
+    Args:
+        name: A local folder written by ``save_pretrained``, or a name of the Hugging Face Hub,
+            which is downloaded once (``HF_HUB_OFFLINE=1`` forbids it). Weights must be
+            safetensors; no code of the model is run.
+        dtype: Of the parameters; a key of ``DTYPES``. Never taken from the checkpoint.
+        attn_implementation: As in :func:`causal_lm_from_config`.
+
+    Raises:
+        SuiteError: Nothing loadable has that name, or the checkpoint lacks weights of the model.
+    """
+    transformers = import_extra("transformers", "llm")
+    folder = Path(name).expanduser()
+    local = folder.is_dir()
+    try:
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            str(folder) if local else name,
+            local_files_only=local,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **_model_arguments(dtype, attn_implementation),
+        )
+    except (OSError, ValueError, ImportError) as err:
+        kind = "folder" if local else "name (there is no such folder, so the Hub was asked)"
+        raise SuiteError(f"pretrained: {name!r}: this {kind} cannot be loaded: {err}") from err
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise SuiteError(
+            f"pretrained: {name!r} lacks {len(missing)} weights of {type(model).__name__}, which "
+            f"would be random: {', '.join(missing[:4])}{', …' if len(missing) > 4 else ''}. "
+            "Is it a checkpoint of another kind of model?"
+        )
+    return model.train()  # transformers returns it in evaluation mode: without dropout
+
+
+def add_lora(model: Any, options: Mapping[str, Any]) -> Any:
+    """Freeze ``model`` and add trainable low-rank adapters to it.
+
+    Args:
+        model: A Hugging Face causal LM.
+        options: Fields of ``peft.LoraConfig``, such as ``{"r": 8, "lora_alpha": 16}``.
+
+    Raises:
+        SuiteError: A field is unknown, or peft refuses the combination.
+    """
+    peft = import_extra("peft", "llm")
+    _refuse_unknown("lora", options, signature(peft.LoraConfig).parameters, "peft.LoraConfig")
+    try:
+        return peft.get_peft_model(model, peft.LoraConfig(**{"task_type": "CAUSAL_LM", **options}))
+    except (ValueError, TypeError) as err:
+        raise SuiteError(f"lora: peft refuses it: {err}") from err
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read ``config.json`` (the file, or its folder) as plain values."""
+    file = Path(path).expanduser()
+    file = file / "config.json" if file.is_dir() else file
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise SuiteError(f"config: {file} cannot be read ({err.strerror}).") from err
+    except ValueError as err:
+        raise SuiteError(f"config: {file} is not JSON: {err}") from err
+    if not isinstance(values, dict):
+        raise SuiteError(f"config: {file} holds a {type(values).__name__}, expected an object.")
+    return values
+
+
+def _model_arguments(dtype: str, attn_implementation: str | None) -> dict[str, Any]:
+    if dtype not in DTYPES:
+        raise SuiteError(
+            f"dtype {dtype!r} is unknown.{did_you_mean(dtype, DTYPES)} Use one of "
+            f"{', '.join(DTYPES)}."
+        )
+    arguments: dict[str, Any] = {_dtype_keyword(): DTYPES[dtype]}
+    if attn_implementation is not None:
+        arguments["attn_implementation"] = attn_implementation
+    return arguments
+
+
+def _dtype_keyword() -> str:
+    version = import_extra("transformers", "llm").__version__.split(".")
+    return "dtype" if (int(version[0]), int(version[1])) >= (4, 56) else "torch_dtype"
+
+
+def _config_keys(kind: Any) -> set[str]:
+    """Return every key that a configuration class understands.
+
+    The class itself accepts any keyword, so a mistyped one would silently be ignored.
+    """
+    return {*kind().to_dict(), *kind.attribute_map, *signature(kind).parameters}
+
+
+def _refuse_unknown(what: str, given: Mapping[str, Any], known: Iterable[str], of: str) -> None:
+    known = set(known)
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        hints = "".join(did_you_mean(key, known) for key in unknown)
+        raise SuiteError(f"{what}: {of} has no {', '.join(map(repr, unknown))}.{hints}")
