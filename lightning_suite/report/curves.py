@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _POINTS = 400  # what a panel of this width can show
 _LABELS = 6  # what its legend can hold
+_STAGES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 _LOG_RATIO = 30.0  # a positive quantity that spans more than this is drawn on a log axis
 
 
@@ -80,7 +81,9 @@ def thin(series: Series, points: int = _POINTS) -> Series:
 def _colors(panel: Panel) -> list[str]:
     if panel.ordered or len(panel.lines) > len(CATEGORICAL):
         return depth_colors(len(panel.lines))
-    return list(CATEGORICAL[: len(panel.lines)])
+    # validation has one colour in all panels, also where it stands alone
+    stages = [_STAGES.get(label) for label, _ in panel.lines]
+    return [CATEGORICAL[n if stage is None else stage] for n, stage in enumerate(stages)]
 
 
 def _evenly(n: int, most: int) -> set[int]:

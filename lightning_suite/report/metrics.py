@@ -17,7 +17,8 @@ from lightning_suite.errors import SuiteError
 
 _STAGE = re.compile(r"(train|val|valid|validation|test)[_/](.+)")
 _LEARNING_RATE = re.compile(r"lr-([^/-]+)(?:-(\d+))?(?:/(.+?))?(?:-(momentum|weight_decay))?")
-METRICS = "Metrics"  # group of the panels that are not one method's own
+METRICS = "Metrics"  # group of what the module itself logs
+LEARNING_RATES = "Learning rates"
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -160,7 +161,7 @@ def _place(name: str) -> _Place:
         optimizer, number, role, option = match.groups()
         what = (option or "learning rate").replace("_", " ").capitalize()
         label = " ".join(filter(None, [number, role])) or optimizer
-        return _Place(1, METRICS, f"{what} · {optimizer}", False, label)
+        return _Place(1, LEARNING_RATES, f"{what} · {optimizer}", False, label)
     prefix, *parts = name.split("/")
     match = _STAGE.fullmatch(name)
     if match or not parts:

@@ -19,7 +19,15 @@ from lightning_suite.errors import MissingExtraError, SuiteError
 from lightning_suite.files import atomic_write
 from lightning_suite.report.curves import draw_panel
 from lightning_suite.report.layout import Section, code_block, notice, prose, render_page
-from lightning_suite.report.metrics import METRICS, Metrics, Panel, Series, panels, read_metrics
+from lightning_suite.report.metrics import (
+    LEARNING_RATES,
+    METRICS,
+    Metrics,
+    Panel,
+    Series,
+    panels,
+    read_metrics,
+)
 from lightning_suite.report.svg import inline_svg
 from lightning_suite.report.tables import html_table, read_table, short_number
 from lightning_suite.run_folder import Artifact, RunFolder
@@ -124,7 +132,8 @@ def _header(run: Run) -> str:
         subcommand = next((word for word in words[1:] if re.fullmatch(r"[a-z][a-z-]*", word)), "")
         kicker = f"lightning-suite · {subcommand}" if subcommand else kicker
         command = words
-    parts = [f'<p class="kicker">{escape(kicker)}</p>', f"<h1>{escape(_name(run))}</h1>"]
+    title = escape(_name(run)).replace("/", "/<wbr>")
+    parts = [f'<p class="kicker">{escape(kicker)}</p>', f"<h1>{title}</h1>"]
     if record.get("note"):
         parts.append(f'<p class="lead">{prose(str(record["note"]))}</p>')
     threads, cores = record.get("threads"), record.get("cores")
@@ -253,8 +262,11 @@ def _training_sections(run: Run) -> list[Section]:
 
 
 def _curves(plan: list[Panel], metrics: Metrics) -> str:
+    def heading(panel: Panel) -> str:  # the first two groups are short: one row without headings
+        return "" if panel.group in {METRICS, LEARNING_RATES} else panel.group
+
     parts = []
-    for group, members in groupby(plan, lambda panel: panel.group):
+    for group, members in groupby(plan, heading):
         try:
             cards = [
                 _panel(f"curve-{group}-{number}-", panel, metrics)
@@ -262,7 +274,7 @@ def _curves(plan: list[Panel], metrics: Metrics) -> str:
             ]
         except MissingExtraError as err:
             return notice(f"The curves are not drawn: {err}")
-        if group != METRICS:
+        if group:
             parts.append(f'<h3 class="group">{escape(group)}</h3>')
         parts.append(f'<div class="panels">{"".join(cards)}</div>')
     return "\n".join(parts)

@@ -106,6 +106,8 @@ def _is_number(cell: str) -> bool:
 def _breakable(text: str) -> str:
     """Let long names wrap where a reader would."""
     safe = escape(text)
+    if len(text) <= 20:
+        return safe
     for mark in ("_", "/"):
         safe = safe.replace(mark, f"{mark}<wbr>")
     return safe
