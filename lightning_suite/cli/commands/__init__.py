@@ -1,0 +1,44 @@
+"""One command a file; this table is all that ``lightning-suite --help`` has to import.
+
+The command ``lr-transfer`` is the function `run` of ``commands/lr_transfer.py``: its signature and
+docstring are its options and its help (see `lightning_suite.cli.parsing`).
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """What is known of a command before it is imported."""
+
+    help: str
+    # Whether options may come from YAML files (`-c FILE`), classes by name among them.
+    takes_config: bool = False
+
+    @staticmethod
+    def module(name: str) -> ModuleType:
+        """Import the file of the command ``name``."""
+        import importlib  # noqa: PLC0415
+
+        return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+
+
+COMMANDS = {
+    "list": Command("the configs that come with the package"),
+    "cp": Command("copy one of them, to make it yours"),
+    "check": Command("find all problems of a config at once"),
+    "doctor": Command("versions, extras, devices; the learning rate of every parameter"),
+    "report": Command("make report.html of a run"),
+    "coord-check": Command("does each layer learn equally at every depth?", takes_config=True),
+    "lr-transfer": Command("does the best learning rate stay put over depth?", takes_config=True),
+}
+
+# Trainer methods: these go to the LightningCLI.
+TRAINER_COMMANDS = {
+    "fit": "train",
+    "validate": "evaluate on the validation data",
+    "test": "evaluate on the test data",
+    "predict": "run inference",
+}

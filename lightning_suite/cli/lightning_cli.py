@@ -1,0 +1,228 @@
+"""``lightning-suite fit|validate|test|predict``: a LightningCLI for any module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_suite.cli.checkpoints import explain_resume_error, read_checkpoint
+from lightning_suite.cli.parsing import HelpFormatter, condense, prepare_classes
+from lightning_suite.cli.problems import config_files, find_problems
+from lightning_suite.cli.shipped import resolve_options
+from lightning_suite.errors import SuiteError
+from lightning_suite.run_folder import RunFolder
+
+_EPILOG = """\
+Files given with -c are merged in order; `callbacks+:` appends to the list of the files before,
+a plain `callbacks:` replaces it. Classes are named by `class_path`: ours and Lightning's by short
+name, your own by dotted path from this folder. --print_config follows the command.
+
+Examples:
+  lightning-suite {command} -c my.yaml
+  lightning-suite {command} -c my.yaml -c overlays/wandb --trainer.max_epochs 3
+  lightning-suite {command} -c my.yaml --model my_project.models.MyModule --print_config
+  lightning-suite {command} -c my.yaml --ckpt_path lightning_logs/version_0/checkpoints/last.ckpt
+"""
+
+
+class SaveRun(SaveConfigCallback):
+    """Writes into the run folder what is needed to make the run again.
+
+    ``config.yaml`` (resolved) and ``run.json``; a W&B run gets the configuration too. A Trainer
+    with ``logger: false`` has no run folder, and nothing is written.
+
+    Args:
+        parser: The parser of the command.
+        config: The parsed configuration.
+        command: The command line, word by word.
+        kwargs: For `SaveConfigCallback`.
+    """
+
+    def __init__(
+        self,
+        parser: LightningArgumentParser,
+        config: Namespace,
+        *,
+        command: list[str],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(parser, config, **kwargs)
+        self.command = command
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write once, before the first batch."""
+        if not trainer.loggers or self.already_saved:
+            return
+        folder = trainer.log_dir  # a broadcast: on every rank
+        super().setup(trainer, pl_module, stage)
+        if trainer.is_global_zero and folder is not None:
+            text = Path(folder, self.config_filename).read_text(encoding="utf-8")
+            seed = self.config.get("seed_everything")
+            RunFolder(folder).write_record(
+                command=self.command,
+                seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
+                config=text,
+            )
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the configuration to W&B, on rank zero."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams({"config": self.config.as_dict()})
+
+
+class SuiteCLI(LightningCLI):
+    """Any LightningModule and DataModule, ours or the user's, from YAML and options.
+
+    What it adds to `LightningCLI`: our classes by short name, all problems of a config in one
+    message, a run folder with ``metrics.csv`` whatever the logger, `SaveRun`, and advice where a
+    checkpoint does not fit. Checkpoints are always loaded with ``weights_only=True``.
+
+    Args:
+        args: The command and its options.
+    """
+
+    trainer: Trainer
+
+    def __init__(self, args: list[str]) -> None:
+        self.unavailable = prepare_classes()
+        # An abbreviation that is accepted today is ambiguous after the next release.
+        parsing = {"exit_on_error": False, "allow_abbrev": False}
+        parsers: dict[str, Any] = {
+            name: {
+                "usage": f"lightning-suite {name} [-c FILE]... [OPTIONS]",
+                "epilog": _EPILOG.format(command=name),
+                "formatter_class": HelpFormatter,
+                **parsing,
+            }
+            for name in self.subcommands()
+        }
+        super().__init__(
+            save_config_callback=SaveRun,
+            save_config_kwargs={"overwrite": True, "command": ["lightning-suite", *args]},
+            parser_kwargs={"prog": "lightning-suite", **parsing, **parsers},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Trainer methods, without the choice to load pickled objects."""
+        return {
+            name: skipped | {"weights_only"} for name, skipped in LightningCLI.subcommands().items()
+        }
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, or say everything that is wrong with the given files at once."""
+        words = resolve_options(cast("list[str]", args))
+        try:
+            self.config = parser.parse_args(words)
+        except ArgumentError as err:
+            problems = [
+                p
+                for p in find_problems(config_files(words), self._subcommand_parsers[words[0]])
+                if not p.warning
+            ]
+            lines = [str(problem) for problem in problems] or [condense(str(err))]
+            raise SuiteError("\n  ".join(["the configuration cannot be used:", *lines])) from err
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the model's arguments from the checkpoint, if this program wrote it.
+
+        A checkpoint of a plain Trainer does not say which class made its hyperparameters, and
+        `LightningCLI` fails on it; here the model is then built from the configuration alone.
+        """
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        hparams = read_checkpoint(path).get("hyper_parameters") if path else None
+        if not hparams:
+            return
+        if "_class_path" in hparams:
+            super()._parse_ckpt_path()
+        else:
+            rank_zero_info(
+                f"{path} was not written by this program: its weights and optimizer state are "
+                "loaded, the model is built from the configuration."
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer; see `with_run_folder` for its loggers."""
+        config = self._get(self.config_init, "trainer")
+        if not config.get("barebones"):
+            root = config.get("default_root_dir") or "."
+            kwargs["logger"] = with_run_folder(config.get("logger"), root)
+        return super().instantiate_trainer(**kwargs)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except ValueError as err:
+            if advice := explain_resume_error(err, self.trainer):
+                raise SuiteError(advice) from err
+            raise
+
+    def after_fit(self) -> None:
+        """Say where the results are."""
+        if self.trainer.loggers and not self._get(self.config, "trainer").fast_dev_run:
+            folder = self.trainer.log_dir
+            if self.trainer.is_global_zero:
+                shown = Path(folder or ".")
+                print(f"\nRun folder: {shown}\nReport:     lightning-suite report {shown}")
+
+
+def with_run_folder(logger: Logger | Iterable[Logger] | bool | None, root: str) -> list[Logger]:
+    """Return the loggers, led by one that makes a folder for each run.
+
+    ``trainer.log_dir`` is that of the first logger, and only `CSVLogger` and `TensorBoardLogger`
+    have one folder a run; behind `WandbLogger` alone all runs would share its ``save_dir``, and
+    the second would find the config of the first. A CSVLogger is added where none of the two is.
+
+    Args:
+        logger: As the user gave it to the Trainer; false means none.
+        root: Folder in which ``lightning_logs`` is made.
+    """
+    if logger is False:
+        return []
+    given = [] if logger is None or logger is True else logger
+    loggers = list(given) if isinstance(given, Iterable) else [given]
+    filed = [item for item in loggers if isinstance(item, CSVLogger | TensorBoardLogger)]
+    others = [item for item in loggers if item not in filed]
+    return [*(filed or [CSVLogger(root)]), *others]
+
+
+class ParserOnly(SuiteCLI):
+    """The parsers of the program, for commands that look at configs without running them."""
+
+    def __init__(self) -> None:
+        with suppress(_Built):
+            super().__init__([])
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Stop here: the parsers are built."""
+        raise _Built
+
+    @property
+    def parsers(self) -> dict[str, LightningArgumentParser]:
+        """The parser of each Trainer command."""
+        return self._subcommand_parsers
+
+
+class _Built(Exception):  # noqa: N818 (not an error)
+    pass

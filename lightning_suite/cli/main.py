@@ -1,0 +1,110 @@
+"""The program ``lightning-suite``: find the command, run it, turn errors into messages.
+
+Nothing here imports torch, so that ``list``, ``--help`` and ``--version`` answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from lightning_suite import __version__
+from lightning_suite.cli.commands import COMMANDS, TRAINER_COMMANDS
+from lightning_suite.errors import SuiteError, did_you_mean
+
+_USAGE = """\
+lightning-suite {version}: PyTorch Lightning callbacks, modules and commands for research methods
+
+usage: lightning-suite COMMAND [OPTIONS]      (lightning-suite COMMAND --help tells more)
+
+Train, with any of our modules or your own:
+{trainer}
+
+Configs and installation:
+{tools}
+
+Depth-muP:
+{studies}
+
+Examples:
+  lightning-suite list
+  lightning-suite cp depth_mup/digits my.yaml
+  lightning-suite fit -c my.yaml
+  lightning-suite fit -c my.yaml -c configs/overlays/depth_mup.yaml --trainer.max_epochs 3
+  lightning-suite fit -c my.yaml --print_config     (after the command, never before it)
+  lightning-suite check my.yaml configs/overlays/depth_mup.yaml
+
+Files given with -c are merged in order; `callbacks+:` in a file appends to what came before.
+Set LIGHTNING_SUITE_TRACEBACK=1 to see where an error came from.
+"""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: The words after the program's name; default: those of this process.
+
+    Returns:
+        The exit status: 0 all well, 1 the command found problems, 2 it could not run.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    try:
+        return _dispatch(args)
+    except SuiteError as err:
+        if os.environ.get("LIGHTNING_SUITE_TRACEBACK") == "1":
+            raise
+        print(f"lightning-suite: error: {err}", file=sys.stderr)
+        return 2
+    except SystemExit as stop:  # --help and --print_config end this way
+        if isinstance(stop.code, str):
+            raise
+        return stop.code or 0
+    except BrokenPipeError:  # the reader of `lightning-suite list | head` has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(args: list[str]) -> int:
+    command, rest = (args[0], args[1:]) if args else ("--help", [])
+    if command in ("--help", "-h", "help"):
+        print(usage(), end="")
+        return 0
+    if command in ("--version", "-V"):
+        print(f"lightning-suite {__version__}")
+        return 0
+    if command in COMMANDS:
+        from lightning_suite.cli.parsing import run_command  # noqa: PLC0415
+
+        return run_command(command, rest)
+    if command in TRAINER_COMMANDS:
+        from lightning_suite.cli.lightning_cli import SuiteCLI  # noqa: PLC0415
+
+        SuiteCLI(args)
+        return 0
+    if command.startswith("-"):
+        raise SuiteError(
+            f"{command} comes before the command. Options follow it: "
+            f"lightning-suite fit {' '.join(args)}"
+        )
+    known = [*TRAINER_COMMANDS, *COMMANDS]
+    raise SuiteError(
+        f"there is no command {command!r}.{did_you_mean(command, known)} "
+        f"Commands: {', '.join(known)}."
+    )
+
+
+def usage() -> str:
+    """Return the text of ``lightning-suite --help``."""
+
+    def lines(names: list[str]) -> str:
+        helps = {**TRAINER_COMMANDS, **{name: command.help for name, command in COMMANDS.items()}}
+        return "\n".join(f"  {name:<12} {helps[name]}" for name in names)
+
+    studies = [name for name, command in COMMANDS.items() if command.takes_config]
+    return _USAGE.format(
+        version=__version__,
+        trainer=lines(list(TRAINER_COMMANDS)),
+        tools=lines([name for name in COMMANDS if name not in studies]),
+        studies=lines(studies),
+    )

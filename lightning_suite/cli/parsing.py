@@ -1,0 +1,171 @@
+"""Options of a command from the signature and docstring of its function `run`.
+
+`jsonargparse` reads types, defaults and help from there. Two habits of the shell are added to it:
+``def run(files: list[str], *, force: bool = False)`` takes ``A B C --force``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import textwrap
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+import docstring_parser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from lightning_suite.cli.commands import COMMANDS
+from lightning_suite.cli.shipped import resolve_options
+from lightning_suite.errors import SuiteError
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of worked examples."""
+
+
+class ReadableErrors(ArgumentParser):
+    """A parser whose errors are a `SuiteError`, without the whole usage before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise instead of printing: `main` prints."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise SuiteError(f"{condense(message)} (see {self.prog.split(' [')[0]} --help)") from ex
+
+
+def run_command(name: str, args: list[str]) -> int:
+    """Parse ``args`` for the command ``name`` and run it.
+
+    Returns:
+        The exit status of the command.
+    """
+    if COMMANDS[name].takes_config:
+        prepare_classes()
+    run: Callable[..., int] = COMMANDS[name].module(name).run
+    parser = command_parser(name, run)
+    config = parser.instantiate_classes(parser.parse_args(resolve_options(args)))
+    config.pop("config", None)
+    return run(**config.as_dict())
+
+
+def command_parser(name: str, run: Callable[..., int], **kwargs: Any) -> ArgumentParser:
+    """Build the parser of one command.
+
+    Args:
+        name: As the user types it.
+        run: Its function: parameters without default are positional, ``bool = False`` is a flag,
+            a ``list`` without default takes one or more words.
+        kwargs: For the parser.
+    """
+    doc = docstring_parser.parse(inspect.getdoc(run) or "", docstring_parser.DocstringStyle.GOOGLE)
+    examples = [meta.description or "" for meta in doc.meta if meta.args[0] == "examples"]
+    parser = ReadableErrors(
+        prog=f"lightning-suite {name}",
+        description="\n\n".join(filter(None, (doc.short_description, doc.long_description))),
+        epilog="\n".join(["Examples:", *_indented(examples)]) if examples else None,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+        **kwargs,
+    )
+    if COMMANDS[name].takes_config:
+        parser.add_argument(
+            "-c", "--config", action="config", help="YAML with options; may be repeated."
+        )
+    helps = {param.arg_name: param.description or "" for param in doc.params}
+    special: set[str | int] = set()
+    hints = get_type_hints(run)
+    for key, parameter in inspect.signature(run).parameters.items():
+        if hints[key] is bool and parameter.default is False:
+            flag = f"--{key.replace('_', '-')}"
+            parser.add_argument(flag, dest=key, action="store_true", help=helps.get(key))
+        elif get_origin(hints[key]) is list and parameter.default is parameter.empty:
+            (item,) = get_args(hints[key])
+            metavar = key.upper().removesuffix("S")
+            parser.add_argument(key, nargs="+", type=item, metavar=metavar, help=helps.get(key))
+        else:
+            continue
+        special.add(key)
+    parser.add_function_arguments(run, as_group=False, as_positional=True, skip=special)
+    return parser
+
+
+def prepare_classes() -> dict[str, str]:
+    """Make class names in YAML resolvable: ours by short name, the user's from this folder.
+
+    Returns:
+        Our public names that cannot be imported here, each with the reason: an extra is missing.
+    """
+    import lightning_suite  # noqa: PLC0415
+    from lightning_suite.errors import MissingExtraError  # noqa: PLC0415
+
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    missing = {}
+    for name in lightning_suite.__all__:
+        try:
+            getattr(lightning_suite, name)
+        except (MissingExtraError, ModuleNotFoundError) as err:
+            missing[name] = str(err)
+    return missing
+
+
+def condense(message: str) -> str:
+    """Shorten a message of jsonargparse to what a reader needs.
+
+    >>> condense('''Parser key "trainer.max_epochs":
+    ...   Does not validate against any of the Union subtypes
+    ...   Subtypes: [<class 'int'>, <class 'NoneType'>]
+    ...   Errors:
+    ...     - Expected a <class 'int'>
+    ...     - Expected a <class 'NoneType'>
+    ...   Given value type: <class 'str'>
+    ...   Given value: abc''')
+    "trainer.max_epochs: expected int or null, got 'abc'"
+    """
+    key = re.match(r'Parser key "(.+?)":', message)
+    prefix = f"{key[1]}: " if key else ""
+    if inner := _inside_class(message):
+        name, problem = inner
+        return f"{prefix}{name}: {condense(problem)}"
+    if wrong := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
+        return f"{prefix}{wrong[1]} is not a {wrong[2]}"
+    if exact := re.search(r"Not of type \w+: (.*)", message):
+        return prefix + exact[1]
+    expected = [
+        (literal or simple or subclass).rpartition(".")[2].replace("NoneType", "null")
+        for literal, simple, subclass in re.findall(
+            r"Expected an? typing\.Literal\[(.*)\]|Expected an? <class '([\w.]+)'>"
+            r"|Not a valid subclass of (\w+)",
+            message,
+        )
+    ]
+    if not expected:
+        return prefix + " ".join(message[key.end() if key else 0 :].split())
+    given = re.search(r"(?:Given value|Got value): ([^{\[\n]*)$", message, re.MULTILINE)
+    got = f", got {given[1]!r}" if given else ""
+    return f"{prefix}expected {' or '.join(dict.fromkeys(expected))}{got}"
+
+
+def _inside_class(message: str) -> tuple[str, str] | None:
+    """Return the class whose arguments are wrong, and the message about them."""
+    lines = message.splitlines()
+    for number, line in enumerate(lines):
+        found = re.match(r"(\s*)- Problem with given class_path '(?:.+\.)?(\w+)':", line)
+        if not found:
+            continue
+        deeper = lines[number + 1 :]
+        indent = len(found[1]) + 2
+        end = next(
+            (n for n, item in enumerate(deeper) if len(item) - len(item.lstrip()) < indent),
+            len(deeper),
+        )
+        return found[2], textwrap.dedent("\n".join(deeper[:end])).strip()
+    return None
+
+
+def _indented(examples: list[str]) -> list[str]:
+    return [f"  {line}".rstrip() for text in examples for line in text.splitlines()]
