@@ -242,7 +242,7 @@ class ResidualConvNet(ResidualNet):
     """Convolutional residual network of constant width, for images of CIFAR's size or smaller.
 
     Every matrix of :class:`ResidualMLP` is a 3x3 convolution here; the stem halves the resolution
-    ``downsample`` times, and the readout sees the mean over positions.
+    ``downsample`` times, and the readout sees the activated stream's mean over positions.
 
     Args:
         in_channels: Channels of the images.
@@ -305,9 +305,12 @@ class ResidualConvNet(ResidualNet):
             for _ in range(depth)
         )
         self.final_norm = nn.GroupNorm(1, width) if branch_input == "norm" else nn.Identity()
+        self.act = _ACTIVATIONS[activation]()
         self.readout = nn.Linear(width, num_classes, bias=False)
         self.reset_parameters(readout_init, generator)
 
     def pool(self, h: Tensor) -> Tensor:
-        """Average over the positions: ``[N, width, H, W]`` to ``[N, width]``."""
-        return h.mean(dim=(-2, -1))
+        """Activate and average over positions: ``[N, width, H, W]`` to ``[N, width]``."""
+        # without the activation, the mean of a normalised map would say next to nothing
+        activated: Tensor = self.act(h)
+        return activated.mean(dim=(-2, -1))
