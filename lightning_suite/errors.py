@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class SuiteError(ValueError):
@@ -27,3 +27,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise a :class:`SuiteError` unless ``value`` is one of ``choices``.
+
+    Args:
+        name: The argument, as the user writes it.
+        value: What the user wrote.
+        choices: What would have been right.
+    """
+    if value not in choices:
+        raise SuiteError(
+            f"{name}={value!r} is not known.{did_you_mean(value, choices)} "
+            f"Choose one of: {', '.join(choices)}."
+        )

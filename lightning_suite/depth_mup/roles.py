@@ -14,7 +14,12 @@ from torch import nn
 
 from lightning_suite.depth_mup.parametrization import Parametrization
 from lightning_suite.depth_mup.presets import PRESETS, Preset
-from lightning_suite.depth_mup.rules import OptimizerFamily, Role, check_role
+from lightning_suite.depth_mup.rules import (
+    OptimizerFamily,
+    Role,
+    check_role,
+    unscaled_readout_lr_factor,
+)
 from lightning_suite.errors import SuiteError, did_you_mean
 
 # Path components that wrappers insert: torch.compile, FSDP, activation checkpointing.
@@ -304,7 +309,11 @@ def _width(
 
 
 def format_table(
-    role_map: RoleMap, parametrization: Parametrization, family: OptimizerFamily
+    role_map: RoleMap,
+    parametrization: Parametrization,
+    family: OptimizerFamily,
+    *,
+    readout_multiplier: bool = True,
 ) -> str:
     """Return the printable table name -> role -> learning-rate factor.
 
@@ -314,7 +323,16 @@ def format_table(
         role_map: From :func:`assign_roles`.
         parametrization: The rule and the shapes.
         family: The optimizer's family.
+        readout_multiplier: Whether the model multiplies its readout's input by 1/r_n.
     """
+
+    def factor(role: Role) -> float:
+        if role == "output" and not readout_multiplier:
+            return unscaled_readout_lr_factor(
+                parametrization.rule, family, parametrization.width_ratio
+            )
+        return parametrization.lr_factor(role, family)
+
     rows: dict[tuple[str, Role], int] = {}
     for full, role in role_map.roles.items():
         name = full
@@ -323,8 +341,7 @@ def format_table(
             name = f"{block.rpartition('.')[0]}.*.{full[len(block) + 1 :]}".lstrip(".")
         rows[name, role] = rows.get((name, role), 0) + 1
     cells = [("parameter", "count", "role", "lr factor")] + [
-        (name, str(count), role, f"{parametrization.lr_factor(role, family):.4g}")
-        for (name, role), count in rows.items()
+        (name, str(count), role, f"{factor(role):.4g}") for (name, role), count in rows.items()
     ]
     widths = [max(len(row[i]) for row in cells) for i in range(4)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in cells]

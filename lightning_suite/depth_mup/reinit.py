@@ -1,0 +1,86 @@
+"""Draw the initial weights that the theory assumes, for training from scratch."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lightning_suite.depth_mup.parametrization import Parametrization
+from lightning_suite.depth_mup.roles import RoleMap, clean_name
+from lightning_suite.depth_mup.rules import Role
+from lightning_suite.errors import SuiteError
+
+
+@torch.no_grad()
+def reinitialize(
+    model: nn.Module,
+    role_map: RoleMap,
+    parametrization: Parametrization,
+    *,
+    readout_multiplier: bool = True,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Draw all weights of ``model`` anew; whatever they held is lost.
+
+    * Matrices and convolutions: N(0, 1/fan-in).
+    * Embedding tables: N(0, 1) (their fan-in is 1, the token's one-hot vector), or as the readout
+      where the two share a weight.
+    * Readout: N(0, 1/n0) under its multiplier 1/r_n, that times 1/r_n without one (``sp``:
+      N(0, 1/n)).
+    * Gains 1, biases 0.
+
+    Args:
+        model: The model whose roles were assigned.
+        role_map: Names the readouts and says which parameter plays which role.
+        parametrization: The rule and the shapes.
+        readout_multiplier: Whether the model or a hook multiplies the readout's input by 1/r_n.
+        generator: Source of randomness, on the CPU; default: torch's global one.
+
+    Raises:
+        SuiteError: The weights are on the meta device, or adapters are attached.
+    """
+    modules = dict(model.named_modules())
+    readouts = {
+        id(getattr(modules[n], "weight", None)) for n in modules if _is_readout(n, role_map)
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise SuiteError(
+                f"{name!r} has no storage yet (meta device): it cannot be initialised."
+            )
+        if ".lora_" in name:
+            raise SuiteError(
+                f"{name!r} is an adapter, which belongs to pretrained weights: leave reinit out."
+            )
+        owner = modules[name.rpartition(".")[0]]
+        role = role_map.roles[clean_name(name)]
+        if role == "output_bias" or parameter.ndim < 2:
+            parameter.fill_(1.0 if _is_gain(name, owner) else 0.0)
+            continue
+        std = _fan_in(parameter, owner, role) ** -0.5
+        if role == "output" or id(parameter) in readouts:
+            fan_in = parameter.shape[-1]
+            multiplier = parametrization.readout_multiplier
+            std = fan_in**-0.5 * multiplier ** (-0.5 if readout_multiplier else 0.5)
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(noise.to(parameter.dtype) * std)
+        if isinstance(owner, nn.Embedding) and owner.padding_idx is not None:
+            parameter[owner.padding_idx] = 0.0
+
+
+def _is_readout(name: str, role_map: RoleMap) -> bool:
+    return clean_name(f"{name}.").rstrip(".") in role_map.readouts
+
+
+def _is_gain(name: str, owner: nn.Module) -> bool:
+    """Whether a vector multiplies: the weight of a norm, as opposed to any bias."""
+    return name.endswith("weight") and not isinstance(owner, (nn.Linear, nn.Embedding))
+
+
+def _fan_in(parameter: torch.Tensor, owner: nn.Module, role: Role) -> int:
+    bare = not hasattr(owner, "weight")
+    if isinstance(owner, nn.Embedding) or (bare and role == "input"):
+        return 1  # tables of tokens and positions
+    if type(owner).__name__ == "Conv1D":  # GPT-2 stores its matrices transposed
+        return int(parameter.shape[0])
+    return int(parameter[0].numel())
