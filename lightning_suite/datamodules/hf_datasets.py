@@ -34,6 +34,6 @@ def load_folder_dataset(folder: Path, builder: str = "imagefolder") -> dict[str,
             if saved
             else datasets.load_dataset(builder, data_dir=str(folder))
         )
-    except (OSError, ValueError, RuntimeError) as err:
+    except (OSError, ValueError, RuntimeError, IndexError) as err:  # IndexError: an empty set
         raise SuiteError(f"{folder}: cannot be loaded as a data set: {err}") from err
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}

@@ -215,6 +215,8 @@ class ImageDataModule(LightningDataModule):
         """Return the split, reading it when it is first asked for; None when there is none."""
         if split in self._datasets:
             return self._datasets[split]
+        if split != "train":
+            self._dataset("train")  # its shape, classes and moments are every split's
         if self._opened is None:
             self._opened = open_source(
                 self.source,
@@ -232,7 +234,6 @@ class ImageDataModule(LightningDataModule):
         if split == "train":
             self._describe(source, images)
         else:
-            self._dataset("train")  # its size, classes and moments are this split's too
             self._check_like_training(split, images, labels)
         self._datasets[split] = ImageDataset(
             images, labels, self.mean * source.white, self.std * source.white
