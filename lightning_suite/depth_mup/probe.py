@@ -195,6 +195,10 @@ class StreamProbe:
         self.disarm()
         return out
 
+    def nothing(self) -> Tensor:
+        """Return what :func:`~lightning_suite.depth_mup.dynamics.pack` makes of no measurement."""
+        return dynamics.pack([None] * len(self._blocks))
+
     def _hooks(self, index: int) -> tuple[Callable[..., None], Callable[..., None]]:
         # Compiled models trace these tests and nothing more: what they guard runs eagerly, in
         # the few steps that are measured.
@@ -233,6 +237,15 @@ class StreamProbe:
 
         if h.requires_grad:
             h.register_hook(keep_gradient)  # type: ignore[no-untyped-call]
+
+
+def fingerprint(matrices: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """Return a few entries of each matrix: equal for equal weights, on any device."""
+    out = {}
+    for name, matrix in matrices.items():
+        flat = matrix.detach().flatten()
+        out[name] = flat[:: max(1, flat.numel() // 8)][:8].double().tolist()
+    return out
 
 
 def choose_rows(batch: int, rows: int, seed: int, step: int) -> Tensor:

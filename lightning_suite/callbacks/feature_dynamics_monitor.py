@@ -1,0 +1,281 @@
+"""Watch how much each residual block learns while a model trains."""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_suite.depth_mup import dynamics
+from lightning_suite.depth_mup.probe import StreamProbe, fingerprint
+from lightning_suite.depth_mup.roles import assign_roles
+from lightning_suite.depth_mup.rules import Role
+from lightning_suite.errors import SuiteError
+from lightning_suite.run_folder import RunFolder
+
+_VERSION = 1
+
+# By name, so that both Lightning packages and absent ones are recognised.
+_SHARDING = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
+
+
+class FeatureDynamicsMonitor(Callback):
+    """Measures the feature dynamics of every residual block, every ``every_n_steps`` steps.
+
+    In a measured step the hooks keep a few rows of every block's input; after the backward pass
+    each block is run alone on these rows, with the weights of now and of the start (see
+    :mod:`lightning_suite.depth_mup.dynamics` for what is measured and why in this way). Training
+    is bitwise the same as without the monitor.
+
+    Args:
+        every_n_steps: Interval in optimizer steps; 0 is measured too.
+        rows: At most so many rows of a batch (sequences, images) are measured.
+        blocks: Name of the list of residual blocks; default: found.
+        preset: Architecture whose parameter names are known; ``"auto"`` finds out.
+        patterns: Regular expression to role, for parameters that no preset knows.
+        reference_device: Where the copy of the weights at the start is kept: ``"cpu"``, or
+            ``"model"`` (faster; the device holds all hidden matrices a second time).
+        save_reference: Whether a checkpoint holds that copy. Without it a checkpoint stays small,
+            and a resumed run takes the copy from the model as it was built (the same seed gives
+            the same weights, which is checked); where it was built differently, changes are
+            measured from the resume on, with a warning.
+        write_table: Whether to write the curves over the blocks to
+            ``artifacts/feature_dynamics.csv`` in ``trainer.log_dir``.
+        seed: Of the choice of rows.
+
+    *Logged metrics* (x-axis: optimizer steps), ``depth_mup/`` and:
+
+    * ``first_update``, ``last_update``, ``product``: RMS over rows and blocks of ΔW1·a, ΔW2·φ and
+      ΔW2·Δφ
+    * ``first_stream``, ``last_stream``: RMS of what ΔW1 and ΔW2 of all blocks add to the stream
+    * ``relative_change``: ‖ΔW‖/‖W0‖, mean over blocks
+    * ``coupling``: cos(h, g) of the stream and its gradient, mean over blocks
+    * ``min_eigenvalue``: of the stream's covariance over the rows, smallest of all blocks
+
+    Quantities without a meaning are left out (one-matrix blocks have no ``first_…``).
+
+    *Supports* gradient accumulation (the first micro-batch of a step is measured), mixed
+    precision, DDP (every rank measures its rows, one small sum over ranks), ``torch.compile``,
+    gradient checkpointing, several optimizers and manual optimization (the first forward of each
+    block in a batch), LoRA (ΔW of the adapters' matrices). *Refuses* sharded parameters (FSDP,
+    DeepSpeed, tensor parallel).
+
+    *Memory*: one copy of all trainable hidden matrices on ``reference_device``, and
+    ``rows`` x (length of the stream) x (blocks) numbers during a measured step.
+
+    Raises:
+        SuiteError: An argument is out of range, the model has no residual blocks or a parameter
+            without a role, or the strategy shards parameters.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_suite import FeatureDynamicsMonitor
+        >>> trainer = Trainer(callbacks=[FeatureDynamicsMonitor(every_n_steps=50)], logger=False)
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        rows: int = 8,
+        blocks: str | None = None,
+        preset: str = "auto",
+        patterns: dict[str, Role] | None = None,
+        reference_device: Literal["cpu", "model"] = "cpu",
+        save_reference: bool = False,
+        write_table: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("every_n_steps", every_n_steps), ("rows", rows)):
+            if value < 1:
+                raise SuiteError(f"{name}={value}, and it must be at least 1.")
+        if reference_device not in ("cpu", "model"):
+            raise SuiteError(f"reference_device={reference_device!r}; choose 'cpu' or 'model'.")
+        self.every_n_steps = every_n_steps
+        self.rows = rows
+        self.blocks = blocks
+        self.preset = preset
+        self.patterns = patterns
+        self.reference_device = reference_device
+        self.save_reference = save_reference
+        self.write_table = write_table
+        self.seed = seed
+        self._probe: StreamProbe | None = None
+        self._built: dict[str, Tensor] = {}  # the model's weights before a checkpoint is loaded
+        self._restored: dict[str, Any] | None = None
+        self._reference: dict[str, Tensor] = {}
+        self._reference_step = 0
+        self._next = 0
+        self._armed_step: int | None = None
+        self._packed: Tensor | None = None
+        self._table: list[dict[str, float]] = []
+        self._folder: str | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the blocks and put hooks on them; the first compiled call comes later."""
+        if stage != "fit":
+            return
+        self._release()
+        for cls in type(trainer.strategy).__mro__:
+            if cls.__name__ in _SHARDING:
+                raise SuiteError(
+                    f"FeatureDynamicsMonitor compares whole matrices, and {cls.__name__} leaves "
+                    "each process a shard of them. Use DDP or one device, or leave the monitor out."
+                )
+        role_map = assign_roles(
+            pl_module, blocks=self.blocks, preset=self.preset, patterns=self.patterns
+        )
+        self._probe = StreamProbe(pl_module, role_map, rows=self.rows, seed=self.seed)
+        if self._probe.skipped:
+            rank_zero_warn(
+                "FeatureDynamicsMonitor: these parameters belong to no linear layer and are left "
+                f"out of first_update, last_update and product: {', '.join(self._probe.skipped)}"
+            )
+        self._probe.attach()
+        self._built = self._probe.snapshot("cpu") if trainer.ckpt_path else {}
+        self._restored = None
+        self._table = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the reference: weights and the step counter are restored by now."""
+        if self._probe is None:
+            return
+        device = "cpu" if self.reference_device == "cpu" else None
+        self._reference_step = trainer.global_step
+        self._reference = {}
+        if self._restored is not None:
+            self._reference_step = self._restored["reference_step"]
+            saved = self._restored.get("reference") or self._built
+            if fingerprint(saved) == self._restored["fingerprint"]:
+                matrices = self._probe.matrices()
+                self._reference = {
+                    name: w.to(device or matrices[name].device) for name, w in saved.items()
+                }
+            else:
+                self._reference_step = trainer.global_step
+                rank_zero_warn(
+                    "FeatureDynamicsMonitor: the model was not built with the weights that the "
+                    "checkpoint's run started from, so changes are measured from step "
+                    f"{self._reference_step} on. Set the same seed before building the model, or "
+                    "use save_reference=True in the first run."
+                )
+        if not self._reference:
+            self._reference = self._probe.snapshot(device)
+        self._built, self._restored = {}, None
+        # the first multiple of the interval that is not behind us
+        self._next = -(-trainer.global_step // self.every_n_steps) * self.every_n_steps
+        # asked here and on all ranks, because it communicates
+        self._folder = None if getattr(trainer, "fast_dev_run", False) else trainer.log_dir
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Arm the probe where a measurement is due."""
+        if self._probe is not None and trainer.global_step >= self._next:
+            self._armed_step = trainer.global_step
+            self._packed = None
+            self._probe.arm(trainer.global_step)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure: gradients exist and the weights are still those of the forward."""
+        self._measure()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Measure here where manual optimization called ``loss.backward()`` itself."""
+        self._measure()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Sum over ranks and log: the one place that every rank reaches in a measured step."""
+        if self._probe is None or self._armed_step is None:
+            return
+        step, self._armed_step = self._armed_step, None
+        self._next = (step // self.every_n_steps + 1) * self.every_n_steps
+        packed = self._packed if self._packed is not None else self._probe.nothing()
+        self._packed = None
+        self._probe.disarm()
+        if trainer.world_size > 1:
+            packed = trainer.strategy.reduce(packed.to(pl_module.device), reduce_op="sum")
+        measured = dynamics.unpack(packed)
+        summary = {f"depth_mup/{key}": value for key, value in measured.summary().items()}
+        # callback_metrics and the progress bar get it from here; loggers below, because Lightning
+        # would drop every step that is no multiple of log_every_n_steps
+        pl_module.log_dict(summary, on_step=True, on_epoch=False, logger=False)
+        for logger in trainer.loggers:
+            logger.log_metrics(summary, step=step)
+        if trainer.is_global_zero:
+            self._table += [{"step": step, **row} for row in measured.curves()]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table so far."""
+        self._write(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Keep what was measured and leave the model as it was."""
+        self._write(trainer)
+        self._release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the table and leave the model as it was."""
+        if stage == "fit":
+            self._write(trainer)
+            self._release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the start's step and a fingerprint of its weights, or the weights on request."""
+        state: dict[str, Any] = {
+            "version": _VERSION,
+            "reference_step": self._reference_step,
+            "fingerprint": fingerprint(self._reference),
+        }
+        if self.save_reference:
+            state["reference"] = {name: w.cpu() for name, w in self._reference.items()}
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until training starts: only then the weights are there to compare."""
+        if state_dict.get("version") != _VERSION:
+            raise SuiteError(
+                "the checkpoint's FeatureDynamicsMonitor state is of version "
+                f"{state_dict.get('version')}, and this release reads version {_VERSION}."
+            )
+        self._restored = state_dict
+
+    def _measure(self) -> None:
+        if self._armed_step is not None and self._probe is not None and self._probe.captured:
+            self._packed = dynamics.pack(self._probe.measure(self._reference))
+
+    def _write(self, trainer: Trainer) -> None:
+        if not (self.write_table and self._table and self._folder and trainer.is_global_zero):
+            return
+        RunFolder(self._folder).add_table(
+            "feature_dynamics",
+            self._table,
+            title="Feature dynamics by block",
+            caption=(
+                f"Against t = l/L, since step {self._reference_step}: RMS of the updates "
+                "ΔW1·a (first_update), ΔW2·φ (last_update), ΔW2·Δφ (product), of what they add to "
+                "the stream (first_stream, last_stream), relative change of the weights, coupling "
+                "cos(h, g), and the smallest eigenvalue of the stream's covariance."
+            ),
+            section="Feature dynamics",
+        )
+
+    def _release(self) -> None:
+        if self._probe is not None:
+            self._probe.detach()
+        self._probe = None
+        self._armed_step, self._packed = None, None
+        self._built = {}
