@@ -36,7 +36,8 @@ def draw_panel(panel: Panel, series: Mapping[str, Series]) -> str:
         figure = figure_module.Figure(figsize=(3.9, 2.5))
         axes = figure.add_subplot()
         colors = _colors(panel)
-        legend = _evenly(len(panel.lines), _LABELS) if len(panel.lines) > 1 else set()
+        # of blocks, a few tell the rest; of roles, each is a name of its own
+        legend = _evenly(len(panel.lines), _LABELS if panel.ordered else 12)
         for place, (label, name) in enumerate(panel.lines):
             one = thin(series[name])
             axes.plot(
@@ -46,13 +47,15 @@ def draw_panel(panel: Panel, series: Mapping[str, Series]) -> str:
                 linewidth=1.6,
                 marker="o" if len(one.steps) <= 12 else "",
                 markersize=3.5,
-                label=label if place in legend else None,
+                label=label.replace("$", r"\$") if place in legend else None,  # no TeX
             )
         _scale(axes, [value for _, name in panel.lines for value in series[name].values])
         axes.set_xlabel("step")
         axes.locator_params(axis="x", nbins=5)
-        if legend:
-            axes.legend(fontsize=8, handlelength=1.2, borderaxespad=0.2)
+        if len(panel.lines) > 1:
+            axes.legend(
+                fontsize=8 if len(legend) <= _LABELS else 6.5, handlelength=1.2, borderaxespad=0.2
+            )
         buffer = io.BytesIO()
         save_svg(figure, buffer)
     return buffer.getvalue().decode()

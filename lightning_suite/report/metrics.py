@@ -7,6 +7,7 @@ empty.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -79,11 +80,10 @@ def read_metrics(path: str | Path) -> Metrics:
         raise SuiteError(f"{path}: no such file. Train with a CSVLogger to get one.") from None
     except (OSError, UnicodeDecodeError) as err:
         raise SuiteError(f"{path}: cannot be read ({err}).") from err
-    lines = text.splitlines()
     # The logger ends every row with a newline: a last row without one was being written when the
     # process died, and its last number may have lost digits.
-    torn = len(lines) > 1 and not text.endswith(("\n", "\r"))
-    rows = _rows(path, lines[:-1] if torn else lines)
+    torn = "\n" in text and not text.endswith("\n")
+    rows = _rows(path, text[: text.rfind("\n") + 1] if torn else text)
     header = next(rows, (0, []))[1]
     if not header:
         raise SuiteError(f"{path}: the file is empty; expected a header row.")
@@ -119,7 +119,7 @@ def panels(names: list[str]) -> list[Panel]:
         place = _place(name)
         found.setdefault(place._replace(label=""), []).append((place.label, name))
     return [
-        Panel(key.group, key.title, sorted(lines, key=lambda line: _natural(line[0])), key.ordered)
+        Panel(key.group, key.title, _in_order(lines), key.ordered)
         for key, lines in sorted(
             found.items(), key=lambda item: (item[0].rank, item[0].group, _natural(item[0].title))
         )
@@ -134,8 +134,8 @@ class _Place(NamedTuple):
     label: str
 
 
-def _rows(path: Path, lines: list[str]) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(lines, strict=True)
+def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         for cells in reader:
             if cells:
@@ -174,8 +174,20 @@ def _place(name: str) -> _Place:
     counted = [part for part in parts if _NUMBER.search(part)]
     if counted:
         title = " / ".join("*" if part in counted else part for part in parts)
-        return _Place(2, prefix, title.removesuffix(" / *"), True, " / ".join(counted))
+        return _Place(2, prefix, title.removesuffix(" / *"), True, "/".join(counted))
     return _Place(2, prefix, " / ".join(parts[:-1]) or parts[0], False, parts[-1])
+
+
+def _in_order(lines: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Sort (label, column) pairs and drop the path that all labels share."""
+    paths = [label.split("/") for label, _ in lines]
+    shared = 0
+    while min(map(len, paths)) > shared + 1 and len({path[shared] for path in paths}) == 1:
+        shared += 1
+    return sorted(
+        (("/".join(path[shared:]), name) for path, (_, name) in zip(paths, lines, strict=True)),
+        key=lambda line: _natural(line[0]),
+    )
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:

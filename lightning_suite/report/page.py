@@ -46,13 +46,13 @@ class Run:
         folder: What the user named; the page is written here.
         logs: Where the files of a Lightning fit are: ``folder`` itself or its newest version.
         record: Content of ``run.json``, empty without one.
-        artifacts: Entries of ``artifacts/index.json``.
+        artifacts: Entries of ``artifacts/index.json``, each with the folder of its files.
     """
 
     folder: Path
     logs: Path
     record: dict[str, Any]
-    artifacts: list[Artifact]
+    artifacts: list[tuple[Path, Artifact]]
 
 
 def write_report(folder: str | Path) -> Path:
@@ -91,10 +91,13 @@ def _open(folder: Path) -> Run:
             f"{folder}: no run in here. Expected one of {', '.join(_TRACES)}, "
             "or logs such as lightning_logs/version_0."
         )
-    # a run's own files are beside its logs when a logger chose the folder
-    home = folder if _has_any(folder, "run.json", "artifacts") else logs
-    run = RunFolder(home)
-    return Run(folder=folder, logs=logs, record=run.record(), artifacts=run.index())
+    homes = [RunFolder(path) for path in dict.fromkeys([folder, logs])]  # one or two
+    return Run(
+        folder=folder,
+        logs=logs,
+        record=next((record for home in homes if (record := home.record())), {}),
+        artifacts=[(home.artifacts, artifact) for home in homes for artifact in home.index()],
+    )
 
 
 def _logs(folder: Path) -> Path | None:
@@ -125,13 +128,13 @@ def _name(run: Run) -> str:
 
 def _header(run: Run) -> str:
     record = run.record
-    command = [str(word) for word in record.get("command") or []]
+    words = record.get("command")
+    command = [str(word) for word in words] if isinstance(words, list) else []
     kicker = "lightning-suite"
     if command:
-        words = [Path(command[0]).name, *command[1:]]
-        subcommand = next((word for word in words[1:] if re.fullmatch(r"[a-z][a-z-]*", word)), "")
+        command[0] = Path(command[0]).name
+        subcommand = next((word for word in command[1:] if re.fullmatch(r"[a-z][a-z-]*", word)), "")
         kicker = f"lightning-suite · {subcommand}" if subcommand else kicker
-        command = words
     title = escape(_name(run)).replace("/", "/<wbr>")
     parts = [f'<p class="kicker">{escape(kicker)}</p>', f"<h1>{title}</h1>"]
     if record.get("note"):
@@ -177,21 +180,19 @@ def _time(run: Run) -> str | None:
 def _artifact_sections(run: Run) -> list[Section]:
     """One section for each `section` of the index, sorted; the order of callbacks is no matter."""
 
-    def key(artifact: Artifact) -> tuple[bool, str, str]:
-        title = artifact.section or _DEFAULT_SECTION
+    def key(member: tuple[Path, Artifact]) -> tuple[bool, str, str]:
+        title = member[1].section or _DEFAULT_SECTION
         return title != _DEFAULT_SECTION, title.casefold(), title
 
     # within a section: figures, then tables, each in the order of writing (sorting is stable)
-    artifacts = sorted(run.artifacts, key=lambda artifact: (key(artifact), artifact.kind))
+    artifacts = sorted(run.artifacts, key=lambda member: (key(member), member[1].kind))
     return [
-        Section(title, "\n".join(_artifact(run, artifact) for artifact in members))
+        Section(title, "\n".join(_artifact(run, *member) for member in members))
         for (_, _, title), members in groupby(artifacts, key)
     ]
 
 
-def _artifact(run: Run, artifact: Artifact) -> str:
-    home = run.folder if (run.folder / "artifacts").exists() else run.logs
-    folder = home / "artifacts"
+def _artifact(run: Run, folder: Path, artifact: Artifact) -> str:
     try:
         shown = _figure(folder, artifact) if artifact.kind == "figure" else _table(folder, artifact)
     except SuiteError as err:
@@ -211,7 +212,7 @@ def _figure(folder: Path, artifact: Artifact) -> str:
     try:
         if svg is not None and (png is None or svg.stat().st_size <= _LARGE_SVG):
             text = svg.read_text(encoding="utf-8")
-            drawing = inline_svg(text, prefix=f"{artifact.name}-", label=label)
+            drawing = inline_svg(text, prefix=f"figure-{artifact.name}-", label=label)
         elif png is not None:
             data = base64.b64encode(png.read_bytes()).decode()
             drawing = f'<img alt="{escape(label)}" src="data:image/png;base64,{data}">'
@@ -269,7 +270,7 @@ def _curves(plan: list[Panel], metrics: Metrics) -> str:
     for group, members in groupby(plan, heading):
         try:
             cards = [
-                _panel(f"curve-{group}-{number}-", panel, metrics)
+                _panel(f"curve-{group}-{number}-", panel, metrics, level=4 if group else 3)
                 for number, panel in enumerate(members)
             ]
         except MissingExtraError as err:
@@ -280,14 +281,15 @@ def _curves(plan: list[Panel], metrics: Metrics) -> str:
     return "\n".join(parts)
 
 
-def _panel(prefix: str, panel: Panel, metrics: Metrics) -> str:
+def _panel(prefix: str, panel: Panel, metrics: Metrics, *, level: int) -> str:
     svg = draw_panel(panel, metrics.series)
     safe = re.sub(r"[^A-Za-z0-9-]", "-", prefix)
     drawing = inline_svg(svg, prefix=safe, label=f"{panel.title} over steps")
     lost = sum(_not_finite(metrics.series[name]) for _, name in panel.lines)
     warning = notice(f"{lost} values are NaN or infinite.") if lost else ""
     return (
-        f'<figure class="card"><figcaption><h4>{escape(panel.title)}</h4></figcaption>'
+        f'<figure class="card"><figcaption><h{level} class="panel">{escape(panel.title)}'
+        f"</h{level}></figcaption>"
         f'<div class="plot">{drawing}</div>{warning}</figure>'
     )
 

@@ -21,8 +21,9 @@ DARK_CARD = "#171a21"
 
 # Categorical colours, ordered so that neighbours differ for every kind of colour vision.
 CATEGORICAL = ("#2f7fd6", "#d9730d", "#0f9d76", "#b04fc4", "#8a8f98", "#c9485b")
-# Sequential: from cool to warm (the axis that colour-blind readers keep), lightness rising.
-_SEQUENTIAL = ("#4a62de", "#7a54cf", "#a84fb8", "#cc4f8c", "#df5d5a", "#e0702a", "#c98000")
+# Sequential: from cool to warm (the axis that colour-blind readers keep), in steps that look equal
+# on average over normal, protan and deutan vision.
+_SEQUENTIAL = ("#3c64e6", "#8353ca", "#ac4fb4", "#c54f95", "#d65673", "#df634c", "#d17c00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 
 

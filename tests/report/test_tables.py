@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightning_suite.errors import SuiteError
+from lightning_suite.report.tables import html_table, read_table, short_number
+
+
+def test_long_tables_are_cut_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a\n" + "".join(f"{n}\n" for n in range(1000)))
+    header, rows, total = read_table(path, most=3)
+    assert (header, rows, total) == (["a"], [["0"], ["1"], ["2"]], 1000)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,b\n1,2\n3\n", r"t\.csv, row 3: 1 cells, but the header has 2"),
+        (b'a,b\n1,"2" x\n', r"t\.csv: not readable as CSV"),
+        (b"a\n\xff\n", r"t\.csv: not readable as CSV"),
+        (None, r"t\.csv: no such file"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(SuiteError, match=message):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("12345678", "12345678"),
+        ("-3", "-3"),
+        ("0.123456", "0.1235"),
+        ("1e-05", "1e-05"),
+        ("123456.7", "1.235e+05"),
+        ("nan", "nan"),
+        ("-inf", "-inf"),
+    ],
+)
+def test_numbers_are_rounded_for_reading(text: str, short: str) -> None:
+    assert short_number(text) == short
+
+
+def test_numeric_columns_keep_the_full_value_for_sorting_and_as_tooltip() -> None:
+    table = html_table(["rule", "x"], [["sp", "0.123456"], ["mup", ""]], label="L")
+    assert '<td class="number" data-value="0.123456" title="0.123456">0.1235</td>' in table
+    assert '<th scope="col" aria-sort="none" class="number">' in table
+    assert "<td>sp</td>" in table
+    assert '<td class="number"></td>' in table
+
+
+def test_one_word_makes_a_column_text() -> None:
+    table = html_table(["x", "y"], [["0.123456", ""], ["n/a", ""]], label="L")
+    assert "number" not in table
+    assert "<td>0.123456</td>" in table
+
+
+def test_everything_is_escaped() -> None:
+    table = html_table(['<b a="1">'], [["<script>"]], label='"><i>')
+    assert "<script>" not in table
+    assert "<b " not in table
+    assert "<i>" not in table
+    assert "&lt;script&gt;" in table
