@@ -134,7 +134,8 @@ class FeatureDynamicsMonitor(Callback):
                 f"out of first_update, last_update and product: {', '.join(self._probe.skipped)}"
             )
         self._probe.attach()
-        self._built = self._probe.snapshot("cpu") if trainer.ckpt_path else {}
+        # whether a checkpoint will be loaded is not known yet
+        self._built = self._probe.snapshot("cpu")
         self._restored = None
         self._table = []
 
@@ -161,9 +162,9 @@ class FeatureDynamicsMonitor(Callback):
                     f"{self._reference_step} on. Set the same seed before building the model, or "
                     "use save_reference=True in the first run."
                 )
+        self._built, self._restored = {}, None
         if not self._reference:
             self._reference = self._probe.snapshot(device)
-        self._built, self._restored = {}, None
         # the first multiple of the interval that is not behind us
         self._next = -(-trainer.global_step // self.every_n_steps) * self.every_n_steps
         # asked here and on all ranks, because it communicates

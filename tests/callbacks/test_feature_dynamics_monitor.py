@@ -1,0 +1,335 @@
+"""The monitor measures what it says, and training does not notice it."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_suite import FeatureDynamicsMonitor
+from lightning_suite.depth_mup.models import ResidualMLP
+from lightning_suite.errors import SuiteError
+
+
+class Regression(LightningModule):
+    """A residual net on random data; `optimizers` many optimizers, manual when more than one."""
+
+    def __init__(self, depth: int = 3, *, manual: bool = False, compiled: bool = False) -> None:
+        super().__init__()
+        net = ResidualMLP(
+            6, 1, width=8, depth=depth, branch_input="norm", readout_init="normal", rule="nfd"
+        )
+        self.dropout = nn.Dropout(0.2)
+        self.net: Any = torch.compile(net, backend="aot_eager") if compiled else net
+        self.automatic_optimization = not manual
+
+    def loss(self, batch: list[Tensor]) -> Tensor:
+        loss: Tensor = (self.net(self.dropout(batch[0])) - batch[1]).square().mean()
+        return loss
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:
+        loss = self.loss(batch)
+        if self.automatic_optimization:
+            return loss
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
+            optimizer.step()
+        return None
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.loss(batch)
+
+    def configure_optimizers(self) -> Any:
+        if self.automatic_optimization:
+            return torch.optim.AdamW(self.parameters(), lr=1e-2)
+        half = len(list(self.parameters())) // 2
+        parameters = list(self.parameters())
+        return [
+            torch.optim.SGD(parameters[:half], lr=1e-2),
+            torch.optim.SGD(parameters[half:], lr=1e-2),
+        ]
+
+
+def data() -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 6, generator=generator), torch.randn(40, 1, generator=generator)
+    return DataLoader(TensorDataset(x, y), batch_size=10)
+
+
+def fit(
+    folder: Path,
+    *callbacks: Any,
+    model: LightningModule | None = None,
+    ckpt_path: str | None = None,
+    trainer_class: Any = Trainer,
+    **options: Any,
+) -> tuple[LightningModule, Any]:
+    torch.manual_seed(1)
+    model = model or Regression()
+    trainer = trainer_class(
+        default_root_dir=folder,
+        accelerator="cpu",
+        devices=1,
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        log_every_n_steps=1,
+        **{"max_epochs": 3, "logger": False, **options},
+    )
+    trainer.fit(model, data(), data(), ckpt_path=ckpt_path)
+    return model, trainer
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "artifacts" / "feature_dynamics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted({int(row["step"]) for row in table(folder)})
+
+
+def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
+    states = a.state_dict(), b.state_dict()
+    for name, weight in states[0].items():
+        assert torch.equal(weight, states[1][name]), name
+
+
+def test_training_with_the_monitor_is_bitwise_training_without_it(tmp_path: Path) -> None:
+    """Dropout makes every draw from the global random state visible."""
+    watched, _ = fit(tmp_path, FeatureDynamicsMonitor(every_n_steps=1, rows=4))
+    plain, _ = fit(tmp_path)
+    assert_same_weights(watched, plain)
+    assert steps(tmp_path) == list(range(12))
+
+
+def test_the_curves_are_one_row_a_block_and_the_metrics_their_aggregate(tmp_path: Path) -> None:
+    _, trainer = fit(tmp_path, FeatureDynamicsMonitor(every_n_steps=5), max_steps=11)
+    assert steps(tmp_path) == [0, 5, 10]
+    last = [row for row in table(tmp_path) if row["step"] == "10"]
+    assert [float(row["t"]) for row in last] == pytest.approx([1 / 3, 2 / 3, 1])
+    rms = math.sqrt(sum(float(row["first_update"]) ** 2 for row in last) / 3)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    assert metrics["depth_mup/first_update"] == pytest.approx(rms)
+    assert metrics["depth_mup/relative_change"] > 0
+    assert -1 <= metrics["depth_mup/coupling"] <= 1
+    assert set(metrics) >= {
+        f"depth_mup/{name}"
+        for name in ("last_update", "product", "first_stream", "last_stream", "min_eigenvalue")
+    }
+
+
+def test_nothing_has_changed_at_step_zero(tmp_path: Path) -> None:
+    fit(tmp_path, FeatureDynamicsMonitor(), max_steps=1)
+    (first, *_) = table(tmp_path)
+    assert [float(first[k]) for k in ("first_update", "last_stream", "relative_change")] == [0] * 3
+    assert float(first["coupling"]) != 0
+
+
+def test_loggers_get_every_measurement_whatever_log_every_n_steps_is(tmp_path: Path) -> None:
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger = CSVLogger(tmp_path)
+    torch.manual_seed(1)
+    Trainer(
+        logger=logger,
+        accelerator="cpu",
+        callbacks=[FeatureDynamicsMonitor(every_n_steps=4)],
+        max_steps=9,
+        log_every_n_steps=50,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    ).fit(Regression(), data(), data())
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        logged = [int(row["step"]) for row in csv.DictReader(file) if row["depth_mup/last_update"]]
+    assert logged == [0, 4, 8]
+
+
+def test_hooks_are_gone_after_fit_and_after_an_exception(tmp_path: Path) -> None:
+    class Failing(Regression):
+        def on_train_batch_end(self, *args: Any) -> None:
+            raise RuntimeError("on purpose")
+
+    def hooks(model: nn.Module) -> int:
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+    model, _ = fit(tmp_path, FeatureDynamicsMonitor(), max_steps=2)
+    assert hooks(model) == 0
+    failing = Failing()
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit(tmp_path, FeatureDynamicsMonitor(), model=failing)
+    assert hooks(failing) == 0
+
+
+def test_a_second_fit_starts_from_its_own_reference(tmp_path: Path) -> None:
+    monitor = FeatureDynamicsMonitor(every_n_steps=2)
+    model, _ = fit(tmp_path, monitor, max_steps=3)
+    assert float(table(tmp_path)[-1]["relative_change"]) > 0
+    fit(tmp_path, monitor, model=model, max_steps=3)
+    assert steps(tmp_path) == [0, 2]
+    assert float(table(tmp_path)[0]["relative_change"]) == 0
+
+
+def test_gradient_accumulation_measures_once_a_step(tmp_path: Path) -> None:
+    options = {"accumulate_grad_batches": 2, "max_epochs": 3}
+    watched, _ = fit(tmp_path, FeatureDynamicsMonitor(every_n_steps=2), **options)
+    assert steps(tmp_path) == [0, 2, 4]
+    assert_same_weights(watched, fit(tmp_path, **options)[0])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_reduced_precision_is_measured_in_float32(tmp_path: Path, precision: str) -> None:
+    fit(tmp_path, FeatureDynamicsMonitor(every_n_steps=4), precision=precision, max_epochs=2)
+    rows = [row for row in table(tmp_path) if row["step"] == "4"]
+    assert all(0 < float(row["first_update"]) < 1 for row in rows)
+
+
+def test_manual_optimization_with_two_optimizers(tmp_path: Path) -> None:
+    """The global step counts both optimizers: 0, 2, 4, …"""
+    watched, _ = fit(
+        tmp_path, FeatureDynamicsMonitor(every_n_steps=3), model=seeded(Regression, manual=True)
+    )
+    assert steps(tmp_path) == [0, 4, 6, 10, 12, 16, 18, 22]
+    assert_same_weights(watched, fit(tmp_path, model=seeded(Regression, manual=True))[0])
+
+
+def seeded(make: Any, **options: Any) -> Any:
+    torch.manual_seed(1)
+    return make(**options)
+
+
+# torch's own tracing looks at .grad of any tensor
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_model_is_measured_like_an_eager_one(tmp_path: Path) -> None:
+    fit(
+        tmp_path / "eager",
+        FeatureDynamicsMonitor(every_n_steps=2),
+        model=seeded(Regression),
+        max_steps=5,
+    )
+    fit(
+        tmp_path / "compiled",
+        FeatureDynamicsMonitor(every_n_steps=2),
+        model=seeded(Regression, compiled=True),
+        max_steps=5,
+    )
+    eager, compiled = table(tmp_path / "eager"), table(tmp_path / "compiled")
+    assert len(compiled) == 9
+    for a, b in zip(eager, compiled, strict=True):
+        for key, value in a.items():
+            assert float(value) == pytest.approx(float(b[key]), rel=1e-4, abs=1e-7), key
+
+
+def test_the_other_lightning_package_takes_it_too(tmp_path: Path) -> None:
+    pl = pytest.importorskip("pytorch_lightning")
+
+    class Other(pl.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = ResidualMLP(6, 1, width=8, depth=3)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return (self.net(batch[0]) - batch[1]).square().mean()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    torch.manual_seed(1)
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[FeatureDynamicsMonitor(every_n_steps=2)],
+        max_steps=4,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(Other(), data())
+    assert steps(tmp_path) == [0, 2]
+
+
+class Resume:
+    """Train two epochs of four steps, save, go on to the third."""
+
+    def __init__(self, folder: Path, *, seed: int, **options: Any) -> None:
+        _, trainer = fit(folder / "a", FeatureDynamicsMonitor(4, **options), max_epochs=2)
+        self.checkpoint = folder / "half.ckpt"
+        trainer.save_checkpoint(self.checkpoint)
+        torch.manual_seed(seed)
+        fit(
+            folder / "b",
+            FeatureDynamicsMonitor(4, **options),
+            model=Regression(),
+            ckpt_path=str(self.checkpoint),
+            max_epochs=3,
+        )
+        self.rows = table(folder / "b")
+
+
+def uninterrupted(folder: Path) -> list[dict[str, str]]:
+    fit(folder / "c", FeatureDynamicsMonitor(4), max_epochs=3)
+    return [row for row in table(folder / "c") if row["step"] == "8"]
+
+
+def test_a_resumed_run_with_the_same_seed_keeps_its_reference(tmp_path: Path) -> None:
+    resumed = Resume(tmp_path, seed=1)
+    full = uninterrupted(tmp_path)
+    assert [row["step"] for row in resumed.rows] == ["8"] * 3
+    # the weights at step 8 and the reference are the same; the dropout of the forward is not
+    assert [r["relative_change"] for r in resumed.rows] == [r["relative_change"] for r in full]
+
+
+def test_a_resumed_run_of_another_seed_says_from_where_it_measures(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="measured from step 8 on"):
+        Resume(tmp_path, seed=2)
+
+
+def test_a_saved_reference_survives_another_seed(tmp_path: Path) -> None:
+    resumed = Resume(tmp_path, seed=2, save_reference=True)
+    assert float(resumed.rows[0]["relative_change"]) > 0
+    state = torch.load(resumed.checkpoint, weights_only=True)["callbacks"]
+    assert state["FeatureDynamicsMonitor"]["reference_step"] == 0
+
+
+def test_a_checkpoint_stays_small(tmp_path: Path) -> None:
+    monitor = FeatureDynamicsMonitor()
+    fit(tmp_path, monitor, max_steps=1)
+    state = monitor.state_dict()
+    assert set(state) == {"version", "reference_step", "fingerprint"}
+    assert all(len(entries) <= 8 for entries in state["fingerprint"].values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every_n_steps": 0}, "every_n_steps=0, and it must be at least 1"),
+        ({"rows": 0}, "rows=0, and it must be at least 1"),
+        ({"reference_device": "gpu"}, "choose 'cpu' or 'model'"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SuiteError, match=message):
+        FeatureDynamicsMonitor(**options)
+
+
+def test_sharded_parameters_are_refused() -> None:
+    class FSDPStrategy:
+        pass
+
+    class FakeTrainer:
+        strategy = FSDPStrategy()
+
+    with pytest.raises(SuiteError, match="a shard of them"):
+        FeatureDynamicsMonitor().setup(FakeTrainer(), Regression(), "fit")  # type: ignore[arg-type]
