@@ -114,6 +114,13 @@ def add_lora(model: Any, options: Mapping[str, Any]) -> Any:
         raise SuiteError(f"lora: peft refuses it: {err}") from err
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Make ``model`` compute its activations again in the backward pass instead of keeping them."""
+    enable = getattr(model, "activation_checkpointing_enable", None)  # the newer name
+    # not reentrant: the reentrant kind gives adapters in a frozen model no gradients
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
     """Read ``config.json`` (the file, or its folder) as plain values."""
     file = Path(path).expanduser()

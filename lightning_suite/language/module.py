@@ -16,6 +16,7 @@ from lightning_suite.language.loading import (
     add_lora,
     causal_lm_from_config,
     causal_lm_from_pretrained,
+    checkpoint_activations,
 )
 
 
@@ -109,8 +110,7 @@ class CausalLMModule(LightningModule):
                     config, dtype=dtype, attn_implementation=attn_implementation
                 )
             if gradient_checkpointing:
-                # not reentrant: the reentrant kind gives frozen models under LoRA no gradients
-                model.gradient_checkpointing_enable({"use_reentrant": False})
+                checkpoint_activations(model)
             self.model = model if lora is None else add_lora(model, lora)
         self.val_nll, self.test_nll = MeanMetric(), MeanMetric()
 

@@ -12,7 +12,6 @@ from idx_files import idx_bytes
 from lightning_suite.datamodules.idx import read_idx
 from lightning_suite.errors import SuiteError
 
-
 IMAGES = idx_bytes((2, 2, 3), bytes(range(12)))
 
 
