@@ -35,10 +35,11 @@ def draw_panel(panel: Panel, series: Mapping[str, Series]) -> str:
     with figure_style():
         figure = figure_module.Figure(figsize=(3.9, 2.5))
         axes = figure.add_subplot()
-        colors = _colors(panel)
+        lines = _distinct(panel.lines, series)
+        colors = _colors([label for label, _ in lines], ordered=panel.ordered)
         # of blocks, a few tell the rest; of roles, each is a name of its own
-        legend = _evenly(len(panel.lines), _LABELS if panel.ordered else 12)
-        for place, (label, name) in enumerate(panel.lines):
+        legend = _evenly(len(lines), _LABELS if panel.ordered else 12)
+        for place, (label, name) in enumerate(lines):
             one = thin(series[name])
             axes.plot(
                 one.steps,
@@ -49,7 +50,7 @@ def draw_panel(panel: Panel, series: Mapping[str, Series]) -> str:
                 markersize=3.5,
                 label=label.replace("$", r"\$") if place in legend else None,  # no TeX
             )
-        _scale(axes, [value for _, name in panel.lines for value in series[name].values])
+        _scale(axes, [value for _, name in lines for value in series[name].values])
         axes.set_xlabel("step")
         axes.locator_params(axis="x", nbins=5)
         if len(panel.lines) > 1:
@@ -81,11 +82,22 @@ def thin(series: Series, points: int = _POINTS) -> Series:
     return Series([series.steps[p] for p in places], [series.values[p] for p in places])
 
 
-def _colors(panel: Panel) -> list[str]:
-    if panel.ordered or len(panel.lines) > len(CATEGORICAL):
-        return depth_colors(len(panel.lines))
+def _distinct(
+    lines: Sequence[tuple[str, str]], series: Mapping[str, Series]
+) -> list[tuple[str, str]]:
+    """Draw equal curves once, with all their labels: learning rates of several roles often are."""
+    found: dict[tuple[tuple[float, ...], tuple[float, ...]], list[tuple[str, str]]] = {}
+    for label, name in lines:
+        one = series[name]
+        found.setdefault((tuple(one.steps), tuple(one.values)), []).append((label, name))
+    return [(", ".join(label for label, _ in same), same[0][1]) for same in found.values()]
+
+
+def _colors(labels: Sequence[str], *, ordered: bool) -> list[str]:
+    if ordered or len(labels) > len(CATEGORICAL):
+        return depth_colors(len(labels))
     # validation has one colour in all panels, also where it stands alone
-    stages = [_STAGES.get(label) for label, _ in panel.lines]
+    stages = [_STAGES.get(label) for label in labels]
     return [CATEGORICAL[n if stage is None else stage] for n, stage in enumerate(stages)]
 
 

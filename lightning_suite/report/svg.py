@@ -47,7 +47,10 @@ def inline_svg(text: str, *, prefix: str, label: str) -> str:
     if _local(root.tag) != "svg":
         raise SuiteError("not an SVG file")
     themed = PAPER in text
-    _clean(root, prefix, themed)
+    try:
+        _clean(root, prefix, themed)
+    except RecursionError:
+        raise SuiteError("the SVG file is nested too deeply") from None
     view = root.get("viewBox")
     width = float(view.split()[2]) if view and re.fullmatch(r"(-?[\d.]+\s+){3}[\d.]+", view) else 0
     for name in ("width", "height", "version"):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lightning_suite.report.curves import draw_panel, thin
+from lightning_suite.report.curves import _distinct, draw_panel, thin
 from lightning_suite.report.metrics import Panel, Series
 from lightning_suite.report.svg import inline_svg
 
@@ -52,6 +52,12 @@ def test_the_same_values_give_the_same_drawing() -> None:
 def test_diverged_and_degenerate_runs_are_drawn(values: list[float]) -> None:
     svg = draw_panel(Panel("Metrics", "loss", [("train", "a")]), {"a": a_series(values)})
     assert inline_svg(svg, prefix="x-", label="loss").startswith("<svg")
+
+
+def test_equal_curves_are_one_line_with_all_their_labels() -> None:
+    series = {"a": a_series([1.0, 2.0]), "b": a_series([3.0, 4.0]), "c": a_series([1.0, 2.0])}
+    lines = [("first", "a"), ("last", "b"), ("input", "c")]
+    assert _distinct(lines, series) == [("first, input", "a"), ("last", "b")]
 
 
 def test_a_label_is_text_and_never_a_formula() -> None:
