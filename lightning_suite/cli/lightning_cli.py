@@ -100,12 +100,15 @@ class SuiteCLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         self.unavailable = prepare_classes()
         # An abbreviation that is accepted today is ambiguous after the next release.
-        parsing = {"exit_on_error": False, "allow_abbrev": False}
+        parsing = {
+            "exit_on_error": False,
+            "allow_abbrev": False,
+            "formatter_class": HelpFormatter,
+        }
         parsers: dict[str, Any] = {
             name: {
                 "usage": f"lightning-suite {name} [-c FILE]... [OPTIONS]",
                 "epilog": _EPILOG.format(command=name),
-                "formatter_class": HelpFormatter,
                 **parsing,
             }
             for name in self.subcommands()
@@ -113,6 +116,8 @@ class SuiteCLI(LightningCLI):
         super().__init__(
             save_config_callback=SaveRun,
             save_config_kwargs={"overwrite": True, "command": ["lightning-suite", *args]},
+            # `true` would be 0 as well, with a warning
+            seed_everything_default=0,
             parser_kwargs={"prog": "lightning-suite", **parsing, **parsers},
             subclass_mode_model=True,
             subclass_mode_data=True,

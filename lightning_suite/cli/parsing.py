@@ -47,9 +47,11 @@ def run_command(name: str, args: list[str]) -> int:
         prepare_classes()
     run: Callable[..., int] = COMMANDS[name].module(name).run
     parser = command_parser(name, run)
-    config = parser.instantiate_classes(parser.parse_args(resolve_options(args)))
+    # `instantiate_classes` is its name before jsonargparse 4.49
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    config = instantiate(parser.parse_args(resolve_options(args)))
     config.pop("config", None)
-    return run(**config.as_dict())
+    return run(**{key: config[key] for key in inspect.signature(run).parameters})
 
 
 def command_parser(name: str, run: Callable[..., int], **kwargs: Any) -> ArgumentParser:
@@ -148,6 +150,11 @@ def condense(message: str) -> str:
     given = re.search(r"(?:Given value|Got value): ([^{\[\n]*)$", message, re.MULTILINE)
     got = f", got {given[1]!r}" if given else ""
     return f"{prefix}expected {' or '.join(dict.fromkeys(expected))}{got}"
+
+
+def count(number: int, noun: str) -> str:
+    """Return ``"1 error"``, ``"2 errors"``, ``"no errors"``."""
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
 def _inside_class(message: str) -> tuple[str, str] | None:

@@ -41,7 +41,7 @@ _BASES: dict[str | int, type] = {
     "logger": Logger,
     "logger+": Logger,
 }
-_OTHERS = (Optimizer, LRScheduler, nn.Module)
+_OTHERS: tuple[type, ...] = (Optimizer, LRScheduler, nn.Module)
 # Classes that can be named without their package, and fail only when they are made.
 _EXTRAS = {"WandbLogger": "wandb"}
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
@@ -94,11 +94,13 @@ def find_problems(files: Sequence[str], parser: ArgumentParser) -> list[Problem]
         problems += _missing_extras(source)
     refusal = None if any(not p.warning for p in problems) else _refusal_of_stack(parser, files)
     unexplained = refusal is not None
-    for number, source in enumerate(sources):
-        values = _with_class_paths(source.values, sources[:number])
-        for keys, text in _refused(parser, (), values, ()):
-            problems.append(source.problem(keys, text))
-            unexplained = False
+    context: dict[str, Any] = {}
+    for source in sources:
+        values = _on_top_of(context, source.values)
+        refused = _refused(parser, (), values, ())
+        context = _without(values, [keys for keys, _ in refused])
+        problems += [source.problem(keys, text) for keys, text in refused]
+        unexplained &= not refused
     if refusal is not None and unexplained:
         problems.append(Problem(" + ".join(files), None, "", _advise(refusal)))
     return problems
@@ -322,17 +324,17 @@ def _find_class(name: str, keys: Keys) -> type | str:
             getattr(lightning_suite, name)
         except (SuiteError, ImportError) as err:
             return f"{name} cannot be used here: {err}"
-    places = [_BASES[key] for key in keys if key in _BASES and "init_args" not in keys]
-    known: dict[str, type] = {
-        cls.__name__: cls for base in places or _OTHERS for cls in _subclasses(base)
-    }
+    bases = [_BASES[key] for key in keys if key in _BASES and "init_args" not in keys]
+    known: dict[str, type] = {}
+    for base in bases or _OTHERS:
+        known.update((cls.__name__, cls) for cls in _subclasses(base))
     if name in known:
         return known[name]
     advice = did_you_mean(name, known) or f" Your own needs its module: my_module.{name}"
     return f"unknown class {name!r}.{advice}"
 
 
-def _subclasses(base: type) -> Iterator[type]:
+def _subclasses(base: type[Any]) -> Iterator[type]:
     for cls in base.__subclasses__():
         yield cls
         yield from _subclasses(cls)
@@ -341,17 +343,20 @@ def _subclasses(base: type) -> Iterator[type]:
 # --- nested values -------------------------------------------------------------------------------
 
 
-def _with_class_paths(values: Any, earlier: Sequence[_Source]) -> Any:
-    """Give ``init_args`` of an overlay the class that an earlier file names."""
+def _on_top_of(context: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Complete ``init_args`` of an overlay by what the files before it say of the same class."""
     values = copy.deepcopy(values)
     for key in ("model", "data"):
-        part = values.get(key)
-        if isinstance(part, dict) and "init_args" in part and "class_path" not in part:
-            for other in earlier:
-                base = other.values.get(key)
-                base = base.get("class_path") if isinstance(base, dict) else base
-                if isinstance(base, str):
-                    part["class_path"] = base
+        below, part = context.get(key), values.get(key)
+        if isinstance(below, str):
+            below = {"class_path": below}
+        if not isinstance(below, dict):
+            continue
+        if part is None:
+            values[key] = below
+        elif isinstance(part, dict) and part.get("class_path") in (None, below.get("class_path")):
+            arguments = {**(below.get("init_args") or {}), **(part.get("init_args") or {})}
+            values[key] = {**below, **part, "init_args": arguments}
     return values
 
 
@@ -364,8 +369,14 @@ def _items(value: Any) -> list[tuple[str | int, Any]]:
 def _without(value: Any, paths: Sequence[Keys]) -> Any:
     """Return a copy without these parts; a class that is unknown goes as a whole."""
     value = copy.deepcopy(value)
-    for path in reversed(paths):  # list items from the end, so that numbers stay right
-        *parents, last = path[:-1] if path[-1] == "class_path" else path
+    gone = {path[:-1] if path[-1:] == ("class_path",) else path for path in paths}
+    if () in gone:
+        return {}
+    # list items from the end, so that numbers stay right
+    order = sorted(gone, key=lambda path: [key if isinstance(key, int) else -1 for key in path])
+    for *parents, last in reversed(order):
+        if any(tuple(parents[:n]) in gone for n in range(1, len(parents) + 1)):
+            continue  # it goes with what it is a part of
         place = value
         for key in parents:
             place = place[key]

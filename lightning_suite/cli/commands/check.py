@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_suite.cli.parsing import count
 from lightning_suite.cli.shipped import resolve
 
 
@@ -25,5 +26,5 @@ def run(files: list[str]) -> int:
     for problem in problems:
         print(problem)
     errors = sum(not problem.warning for problem in problems)
-    print(f"{' + '.join(files)}: {f'{errors} error(s)' if errors else 'ok'}")
+    print(f"{' + '.join(files)}: {count(errors, 'error') if errors else 'ok'}")
     return 1 if errors else 0

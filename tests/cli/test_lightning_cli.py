@@ -1,0 +1,240 @@
+"""`fit` and its kin over modules that know nothing of this package."""
+
+from __future__ import annotations
+
+import json
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from lightning_suite.cli.lightning_cli import ParserOnly, with_run_folder
+from lightning_suite.cli.main import main
+
+# A resumed run has a folder of its own; Lightning says that the list of best models starts anew.
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
+
+
+def resolved(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
+    """Return what ``--print_config`` prints."""
+    assert main([*args, "--print_config"]) == 0
+    config: dict = yaml.safe_load(capsys.readouterr().out)
+    return config
+
+
+def overlay(path: Path, callback: str, **init_args: object) -> str:
+    entry = {"class_path": callback, "init_args": init_args}
+    path.write_text(yaml.safe_dump({"trainer": {"callbacks+": [entry]}}))
+    return str(path)
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def test_fit_of_a_foreign_module_leaves_a_run_folder(project, capsys):
+    assert main(["fit", "-c", "base.yaml"]) == 0
+    folder = project / "lightning_logs/version_0"
+    assert "lightning-suite report lightning_logs/version_0" in capsys.readouterr().out
+    assert "train_loss" in (folder / "metrics.csv").read_text().splitlines()[0]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["model"]["init_args"]["width"] == 4
+    record = json.loads((folder / "run.json").read_text())
+    assert record["command"] == ["lightning-suite", "fit", "-c", "base.yaml"]
+    assert record["seed"] == 1
+    assert yaml.safe_load(record["config"]) == config
+
+
+def test_a_run_can_be_made_again_from_its_saved_config(project):
+    assert main(["fit", "-c", "base.yaml"]) == 0
+    assert main(["fit", "-c", "lightning_logs/version_0/config.yaml"]) == 0
+    first, second = (
+        (project / f"lightning_logs/version_{n}/metrics.csv").read_text() for n in (0, 1)
+    )
+    assert first == second
+
+
+def test_without_logger_nothing_is_written(project, capsys):
+    before = set(project.iterdir())
+    args = ["--trainer.logger=false", "--trainer.enable_checkpointing=false"]
+    assert main(["fit", "-c", "base.yaml", *args]) == 0
+    assert {path for path in project.iterdir() if path.name != "__pycache__"} == before
+    assert "Run folder" not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*barebones")
+def test_fast_dev_run_and_barebones_work(project):
+    assert main(["fit", "-c", "base.yaml", "--trainer.fast_dev_run=true"]) == 0
+    quick = ["--trainer.barebones=true", "--trainer.log_every_n_steps=null"]
+    assert main(["fit", "-c", "base.yaml", *quick]) == 0
+    assert not (project / "lightning_logs").exists()
+
+
+def test_second_run_with_wandb_alone_works(project):
+    """Lightning's own CLI finds the first run's config in the shared folder and stops."""
+    wandb = pytest.importorskip("wandb")
+    for number in (0, 1):
+        assert main(["fit", "-c", "base.yaml", "-c", "overlays/wandb_offline"]) == 0
+        wandb.finish()  # as the end of the process does
+        assert (project / f"lightning_logs/version_{number}/config.yaml").exists()
+    assert len(list(project.glob("wandb/offline-run-*"))) == 2
+
+
+# --- composing -----------------------------------------------------------------------------------
+
+
+def test_overlays_in_any_order_give_the_same_callbacks(project, capsys):
+    files = [
+        "base.yaml",
+        overlay(project / "a.yaml", "LearningRateMonitor", logging_interval="step"),
+        overlay(project / "b.yaml", "EarlyStopping", monitor="train_loss"),
+        overlay(project / "c.yaml", "users_callbacks.Mine"),
+    ]
+    (project / "users_callbacks.py").write_text(
+        "from lightning.pytorch import Callback\nclass Mine(Callback): pass\n"
+    )
+    seen = set()
+    for order in permutations(files):
+        options = [word for file in order for word in ("-c", file)]
+        callbacks = resolved(capsys, "fit", *options)["trainer"]["callbacks"]
+        seen.add(frozenset(json.dumps(entry, sort_keys=True) for entry in callbacks))
+    assert len(seen) == 1
+    assert len(seen.pop()) == 3
+
+
+def test_overlay_appends_to_a_plain_list_and_to_a_single_logger(project, capsys):
+    (project / "plain.yaml").write_text(
+        "trainer:\n"
+        "  logger: {class_path: CSVLogger, init_args: {save_dir: .}}\n"
+        "  callbacks: [{class_path: LearningRateMonitor}]\n"
+    )
+    added = overlay(project / "a.yaml", "EarlyStopping", monitor="train_loss")
+    files = ["-c", "base.yaml", "-c", "plain.yaml", "-c", added, "-c", "overlays/wandb_offline"]
+    trainer = resolved(capsys, "fit", *files)["trainer"]
+    names = [entry["class_path"].rpartition(".")[2] for entry in trainer["callbacks"]]
+    assert names == ["LearningRateMonitor", "EarlyStopping"]
+    names = [entry["class_path"].rpartition(".")[2] for entry in trainer["logger"]]
+    assert names == ["CSVLogger", "WandbLogger"]
+
+
+def test_options_after_the_files_win(project, capsys):
+    config = resolved(capsys, "fit", "-c", "base.yaml", "--model.init_args.width=8")
+    assert config["model"]["init_args"]["width"] == 8
+
+
+def test_all_trainer_commands_take_the_same_config(project, capsys):
+    for command in ("fit", "validate", "test", "predict"):
+        config = resolved(capsys, command, "-c", "base.yaml")
+        assert config["model"]["class_path"] == "users_project.Net"
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def test_a_config_with_typos_gives_all_of_them_at_once(project, capsys):
+    (project / "typos.yaml").write_text(
+        "trainer:\n  max_epoch: 3\nmodel:\n  init_args:\n    widht: 3\n"
+    )
+    assert main(["fit", "-c", "base.yaml", "-c", "typos.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert "typos.yaml:2: error: trainer.max_epoch: unknown key. Did you mean 'max_ep" in error
+    assert "typos.yaml:5: error: model.init_args.widht: unknown key. Did you mean 'wid" in error
+    assert "Traceback" not in error
+
+
+def test_a_wrong_option_is_named_without_the_usage(project, capsys):
+    assert main(["fit", "-c", "base.yaml", "--trainer.max_epochs=many"]) == 2
+    error = capsys.readouterr().err
+    assert "trainer.max_epochs: expected int or null, got 'many'" in error
+    assert len(error.splitlines()) == 2
+
+
+def test_abbreviated_options_are_refused(project, capsys):
+    assert main(["fit", "-c", "base.yaml", "--trainer.max_epoch=3"]) == 2
+    assert "unrecognized arguments: --trainer.max_epoch=3" in capsys.readouterr().err
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(project, capsys) -> Path:
+    """The checkpoint of a run of ``base.yaml``."""
+    assert main(["fit", "-c", "base.yaml"]) == 0
+    (path,) = project.glob("lightning_logs/version_0/checkpoints/*.ckpt")
+    capsys.readouterr()
+    return path
+
+
+def edited(path: Path, **changes: object) -> str:
+    state = torch.load(path, weights_only=True)
+    state.update(changes)
+    torch.save(state, path.with_name("edited.ckpt"))
+    return str(path.with_name("edited.ckpt"))
+
+
+def test_resume_continues(checkpoint, project):
+    resume = ["--ckpt_path", str(checkpoint), "--trainer.max_epochs=2"]
+    assert main(["fit", "-c", "base.yaml", *resume]) == 0
+    lines = (project / "lightning_logs/version_1/metrics.csv").read_text().splitlines()
+    assert len(lines) == 3  # the header and the two steps of the second epoch
+
+
+def test_missing_checkpoint_is_named(project, capsys):
+    assert main(["fit", "-c", "base.yaml", "--ckpt_path", "none.ckpt"]) == 2
+    assert "--ckpt_path none.ckpt: there is no such file" in capsys.readouterr().err
+
+
+def test_checkpoint_of_a_plain_trainer_resumes_with_the_model_of_the_config(checkpoint, project):
+    path = edited(checkpoint, hyper_parameters={"width": 4, "lr": 0.1, "unknown": 1})
+    assert main(["fit", "-c", "base.yaml", "--ckpt_path", path, "--trainer.max_epochs=2"]) == 0
+
+
+def test_checkpoint_that_needs_pickle_is_refused_with_the_way_out(checkpoint, capsys):
+    path = edited(checkpoint, hyper_parameters={"here": Path()})
+    assert main(["fit", "-c", "base.yaml", "--ckpt_path", path]) == 2
+    error = capsys.readouterr().err
+    assert "holds more than tensors and plain values" in error
+    assert "torch.save(c, 'plain.ckpt')" in error
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_resume_without_the_learning_rate_callback_says_which_overlay(checkpoint, capsys):
+    path = edited(checkpoint, hyper_parameters={}, callbacks={"DepthMuPLRCallback": {}})
+    args = ["--model=users_project.TwoGroups", "--model.init_args.width=4"]
+    assert main(["fit", "-c", "base.yaml", *args, "--ckpt_path", path]) == 2
+    error = capsys.readouterr().err
+    assert "was trained with DepthMuPLRCallback" in error
+    assert "-c configs/overlays/depth_mup.yaml" in error
+
+
+def test_other_mismatch_of_parameter_groups_lists_the_callbacks(checkpoint, capsys):
+    path = edited(checkpoint, hyper_parameters={})
+    args = ["--model=users_project.TwoGroups", "--model.init_args.width=4"]
+    assert main(["fit", "-c", "base.yaml", *args, "--ckpt_path", path]) == 2
+    assert "has other parameter groups than this run" in capsys.readouterr().err
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def test_the_first_logger_always_makes_a_folder_a_run(tmp_path):
+    other = DummyLogger()
+    csv = CSVLogger(tmp_path)
+    assert with_run_folder(False, "root") == []
+    for default in (None, True):
+        (made,) = with_run_folder(default, "root")
+        assert isinstance(made, CSVLogger)
+        assert made.save_dir == "root"
+    assert with_run_folder(csv, "root") == [csv]
+    assert with_run_folder([other, csv], "root") == [csv, other]
+    added = with_run_folder(other, "root")
+    assert isinstance(added[0], CSVLogger)
+    assert added[1:] == [other]
+
+
+def test_parsers_can_be_had_without_running_anything():
+    assert set(ParserOnly().parsers) == {"fit", "validate", "test", "predict"}
