@@ -150,11 +150,11 @@ class CausalLMModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the perplexity of the whole validation split."""
-        self.log("val_perplexity", self.val_nll.compute().exp())
+        self.log("val_perplexity", self.val_nll.compute().exp(), sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Log the perplexity of the whole test split."""
-        self.log("test_perplexity", self.test_nll.compute().exp())
+        self.log("test_perplexity", self.test_nll.compute().exp(), sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer of the trainable parameters, and its scheduler."""

@@ -117,6 +117,8 @@ def test_a_common_name_in_the_config_stays_the_only_one() -> None:
 
 def test_a_whole_configuration_can_be_scaled_although_it_lists_its_layers() -> None:
     whole = causal_lm_from_config(TINY["qwen2"]).config.to_dict()
+    if "layer_types" not in whole:
+        pytest.skip("this transformers lists no layers")
     assert len(whole["layer_types"]) == 3
     model = causal_lm_from_config(scaled_config(whole, depth=4))
     assert len(decoder_layers(model)[1]) == 4
