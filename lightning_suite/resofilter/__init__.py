@@ -1,0 +1,1 @@
+"""ResoFilter: what one step on a sample would do to the weights, and which data to keep."""

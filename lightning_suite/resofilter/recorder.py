@@ -1,0 +1,303 @@
+"""Watch a model's forward and backward passes and turn them into per-sample features.
+
+A watched layer's output passes through an identity whose backward sees the output's gradient
+and the layer's input, computes the features at once and lets the gradient go on. Nothing is kept
+for later, activation checkpointing keeps its savings, and no parameter gradient is needed: where
+all parameters are frozen, the backward pass ends at the lowest watched layer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_suite.errors import SuiteError
+from lightning_suite.resofilter.features import Feature, compute_features
+from lightning_suite.resofilter.rows import InputRows, LayerGradients
+from lightning_suite.resofilter.targets import Target
+
+Pair = tuple[Tensor, Tensor]
+
+
+class FeatureRecorder:
+    """Computes features of every sample of a batch while the batch's loss is differentiated.
+
+    The loss must be a sum over samples, each sample's own loss times a known factor (see
+    :meth:`start`), and no layer may mix samples (batch normalisation must be in evaluation mode).
+
+    Supports accumulation, AMP, activation checkpointing (not reentrant, if the watched layer is
+    the first one with a gradient), layers that are called several times, DDP. Not vmap.
+
+    Args:
+        targets: What to watch.
+        features: What to compute.
+
+    Example:
+        >>> import torch
+        >>> from lightning_suite.resofilter.features import make_features
+        >>> from lightning_suite.resofilter.targets import find_targets
+        >>> model = torch.nn.Linear(3, 2, bias=False)
+        >>> recorder = FeatureRecorder(find_targets(model).found, make_features(["grad_norm"]))
+        >>> x = torch.tensor([[1.0, 2.0, 2.0], [0.0, 0.0, 5.0]])
+        >>> with recorder:
+        ...     recorder.start(n_samples=2)
+        ...     model(x)[:, 0].sum().backward()
+        ...     recorder.finish()
+        {'.grad_norm': tensor([3., 5.], dtype=torch.float64)}
+    """
+
+    def __init__(self, targets: Sequence[Target], features: Sequence[Feature]) -> None:
+        self.targets, self.features = tuple(targets), tuple(features)
+        self._of_module: dict[nn.Module, list[Target]] = defaultdict(list)
+        for target in self.targets:
+            self._of_module[target.module].append(target)
+        self._handles: list[RemovableHandle] = []
+        self._batch: _Batch | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of what :meth:`finish` returns: ``<target>.<feature>``."""
+        return [f"{t.name}.{f.name}" for t in self.targets for f in self.features]
+
+    def __enter__(self) -> FeatureRecorder:
+        self.attach()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def attach(self) -> None:
+        """Put the hooks on the model."""
+        if not self._handles:
+            self._handles = [
+                module.register_forward_hook(self._tap, with_kwargs=True)
+                for module in self._of_module
+            ]
+
+    def detach(self) -> None:
+        """Take the hooks off and forget an unfinished batch."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._batch = [], None
+
+    def start(
+        self,
+        n_samples: int,
+        segments: Tensor | None = None,
+        multipliers: Tensor | None = None,
+    ) -> None:
+        """Watch the next forward and backward pass.
+
+        Args:
+            n_samples: Samples in the batch.
+            segments: For layers that see [B, T, …] (or [B·T, …]): which sample each position
+                belongs to, -1 for none (padding): [B, T]. None: the first axis is the sample.
+            multipliers: Factor from the differentiated loss to each sample's own: [N]. For a
+                batch mean over M label tokens and a sample with m of them it is M/m, times the
+                number of accumulated batches, divided by the loss scale of fp16.
+        """
+        self._batch = _Batch(n_samples, segments, multipliers)
+
+    def finish(self) -> dict[str, Tensor]:
+        """Return the features of the batch: ``<target>.<feature>`` -> [N] or [N, k], float64.
+
+        A layer that took no part in the loss has NaN.
+        """
+        batch = self._running()
+        for module, pairs in batch.waiting.items():  # calls whose output did not reach the loss
+            self._compute(module, pairs)
+        values, self._batch = batch.values, None
+        missing = torch.full((batch.n_samples,), torch.nan, dtype=torch.float64)
+        return {column: values.get(column, missing) for column in self.columns}
+
+    def cancel(self) -> None:
+        """Forget the batch; the hooks do nothing until the next :meth:`start`."""
+        self._batch = None
+
+    def _running(self) -> _Batch:
+        if self._batch is None:
+            raise RuntimeError("FeatureRecorder: start() comes before the forward pass")
+        return self._batch
+
+    def _tap(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Tensor | None:
+        batch = self._batch
+        if batch is None or not isinstance(output, Tensor):
+            return None
+        x = args[0] if args else kwargs["input"]
+        # inside a backward pass it is a recomputation (checkpointing) of a call already counted
+        if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+            batch.calls[module] += 1
+        anchor = torch.empty(0, device=output.device, requires_grad=True)
+        tapped: Tensor = _Tap.apply(output, x.detach(), anchor, self, module)  # type: ignore[no-untyped-call]
+        return tapped
+
+    def _receive(self, module: nn.Module, x: Tensor, g: Tensor) -> None:
+        batch = self._batch
+        if batch is None:
+            return
+        batch.waiting[module].append((x, g))
+        if len(batch.waiting[module]) >= batch.calls[module]:
+            self._compute(module, batch.waiting.pop(module))
+
+    def _compute(self, module: nn.Module, pairs: list[Pair]) -> None:
+        batch = self._running()
+        with torch.no_grad(), torch.autocast(pairs[0][0].device.type, enabled=False):
+            for target in self._of_module[module]:
+                gradients = batch.gradients(target, pairs)
+                for name, values in compute_features(gradients, self.features).items():
+                    batch.values[f"{target.name}.{name}"] = values
+
+
+class _Tap(torch.autograd.Function):
+    """Identity on a layer's output; its backward hands (input, output gradient) to the recorder.
+
+    The anchor is an empty tensor that requires a gradient: with it the graph reaches this node
+    even if all parameters are frozen.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        x: Tensor,
+        _anchor: Tensor,
+        recorder: FeatureRecorder,
+        module: nn.Module,
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.recorder, ctx.module = recorder, module
+        # The same memory, but no view: the next layer may work in place (ReLU(inplace=True)).
+        same: Tensor = y.new_empty(0).set_(y)  # type: ignore[call-overload]
+        return same
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        ctx.recorder._receive(ctx.module, x, g)
+        return g if ctx.needs_input_grad[0] else None, None, None, None, None
+
+
+@dataclass
+class _Batch:
+    """What is known about the batch in flight."""
+
+    n_samples: int
+    segments: Tensor | None
+    multipliers: Tensor | None
+    calls: dict[nn.Module, int] = field(default_factory=lambda: defaultdict(int))
+    waiting: dict[nn.Module, list[Pair]] = field(default_factory=lambda: defaultdict(list))
+    values: dict[str, Tensor] = field(default_factory=dict)
+    # gate and up, or q, k and v, read the same input: their rows and inner products are shared
+    _last: _SharedInputs | None = None
+
+    def gradients(self, target: Target, pairs: Sequence[Pair]) -> LayerGradients:
+        """Return the per-sample gradients from all calls of the target's layer."""
+        owners = torch.cat([self._owners(target, g) for _, g in pairs])
+        g = torch.cat([_rows(target.output_gradients(g)) for _, g in pairs])
+        kept = self._kept_rows(owners, g)
+        dtype = torch.promote_types(g.dtype, torch.float32)
+        if kept is not None:
+            owners, g = owners[kept], g[kept]
+        g = g.to(dtype)
+        if self.multipliers is not None:
+            g = g * self.multipliers.to(g)[owners, None]
+        counts = torch.bincount(owners, minlength=self.n_samples)
+        offsets = [0, *counts.cumsum(0).tolist()]
+        inputs = self._inputs(target, [x for x, _ in pairs], kept, offsets, dtype)
+        return LayerGradients(target.name, inputs, g, target.weight)
+
+    def _owners(self, target: Target, g: Tensor) -> Tensor:
+        """Return the sample of each row of a call: [rows]."""
+        shape = g.shape[:1] + g.shape[2:] if target.kind == "conv2d" else g.shape[:-1]
+        if self.segments is not None and shape.numel() == self.segments.numel():
+            return self.segments.reshape(-1).to(g.device)
+        if not shape or shape[0] != self.n_samples:
+            raise SuiteError(
+                f"{target.name}: cannot tell the samples apart: the layer sees rows of shape "
+                f"{tuple(shape)}, and the batch has {self.n_samples} samples, which should be "
+                "the first axis. Leave this layer out of the watched modules."
+            )
+        each = shape[1:].numel()
+        return torch.arange(self.n_samples, device=g.device).repeat_interleave(each)
+
+    def _kept_rows(self, owners: Tensor, g: Tensor) -> Tensor | None:
+        """Return the rows to keep, sorted by sample; None for all as they are.
+
+        Padding, and in the last layers everything that is no label, has a gradient of exactly 0.
+        """
+        kept = ((g.abs().amax(1) != 0) & (owners >= 0)).nonzero().squeeze(1)
+        of_kept = owners[kept]
+        if bool((of_kept.diff() < 0).any()):
+            kept = kept[of_kept.argsort(stable=True)]
+        elif len(kept) == len(owners):
+            return None
+        return kept
+
+    def _inputs(
+        self,
+        target: Target,
+        xs: Sequence[Tensor],
+        kept: Tensor | None,
+        offsets: Sequence[int],
+        dtype: torch.dtype,
+    ) -> InputRows:
+        key: tuple[Any, ...] = (target.kind, target.parameter == "bias", tuple(offsets), dtype)
+        key += tuple((x.data_ptr(), x._version, x.shape, x.stride()) for x in xs)
+        if target.kind == "conv2d":
+            key += (id(target.module),)
+        last = self._last
+        if last is not None and key == last.key and _same_rows(kept, last.kept):
+            return last.inputs
+        x = torch.cat([_rows(target.inputs(x)) for x in xs])
+        inputs = InputRows((x if kept is None else x[kept]).to(dtype), offsets)
+        self._last = _SharedInputs(key, kept, inputs, xs)
+        return inputs
+
+
+@dataclass
+class _SharedInputs:
+    """The rows made last, and what they were made of.
+
+    The source is held so that its address, which is in the key, is not another tensor's.
+    """
+
+    key: tuple[Any, ...]
+    kept: Tensor | None
+    inputs: InputRows
+    source: Sequence[Tensor]
+
+
+def _same_rows(kept: Tensor | None, other: Tensor | None) -> bool:
+    if kept is None or other is None:
+        return kept is other
+    return torch.equal(kept, other)
+
+
+def _rows(values: Tensor) -> Tensor:
+    return values.reshape(-1, values.shape[-1])
+
+
+@contextmanager
+def probing(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode and freeze it; everything is restored on leaving."""
+    training = [(module, module.training) for module in model.modules()]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for parameter in trainable:
+            parameter.requires_grad_(True)

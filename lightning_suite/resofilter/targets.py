@@ -1,0 +1,296 @@
+"""Which weights are watched, and how each kind of layer is a linear map of rows.
+
+Every supported layer computes ``y_t = W x_t + b`` for many rows ``t``, so the gradient of one
+sample is ``G = Σ_t g_t x_tᵀ`` over its rows, with ``g_t`` the gradient of ``y_t``. A
+:class:`Target` knows how to read ``x`` and ``g`` of its layer in that form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_suite.errors import SuiteError, did_you_mean
+
+Layers = str | int | Sequence[int]
+
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# Layers that hold two matrices in one: which half of the output rows is which.
+_FUSED = {"gate_up_proj": ("gate", "up")}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One matrix (or bias, or part of a matrix) whose per-sample gradient is measured.
+
+    Attributes:
+        name: Dotted name, unique; the prefix of the table's columns.
+        module: The layer that is called.
+        kind: How the layer is a linear map.
+        parameter: ``"weight"``, or ``"bias"``: then ``x`` is 1 for every row.
+        part: Index and number of equal parts of the output rows; ``(0, 1)`` is all of them.
+    """
+
+    name: str
+    module: nn.Module
+    kind: Literal["linear", "conv1d", "conv2d"] = "linear"
+    parameter: Literal["weight", "bias"] = "weight"
+    part: tuple[int, int] = (0, 1)
+
+    @property
+    def layer(self) -> int | None:
+        """Number of the layer: the first whole number in the name; None without one."""
+        return layer_number(self.name)
+
+    @property
+    def weight(self) -> Tensor:
+        """The watched values as a matrix [O, I]; a bias is [O, 1]."""
+        values: Tensor = getattr(self.module, self.parameter)
+        return self.as_matrix(values.detach())
+
+    def as_matrix(self, values: Tensor) -> Tensor:
+        """Return ``values``, shaped like the parameter, as the matrix [O, I] of this target."""
+        if self.parameter == "bias":
+            values = values[:, None]
+        elif self.kind == "conv1d":
+            values = values.mT
+        else:
+            values = values.flatten(1)
+        return values[self._rows(values.shape[0])]
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Return the rows that the weight multiplies: [..., I]."""
+        if self.kind == "conv2d":
+            x = _unfold(self.module, x)
+        return x.new_ones(*x.shape[:-1], 1) if self.parameter == "bias" else x
+
+    def output_gradients(self, g: Tensor) -> Tensor:
+        """Return the gradient of the rows that the weight makes: [..., O]."""
+        if self.kind == "conv2d":
+            g = g.flatten(2).mT
+        return g[..., self._rows(g.shape[-1])]
+
+    def _rows(self, n: int) -> slice:
+        index, parts = self.part
+        return slice(index * n // parts, (index + 1) * n // parts)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is watched, and what was asked for and cannot be.
+
+    Attributes:
+        found: In the order of the model.
+        skipped: Name of a module and why it is not watched.
+    """
+
+    found: tuple[Target, ...]
+    skipped: dict[str, str]
+
+
+def find_targets(
+    model: nn.Module,
+    modules: str | Sequence[str] = "all",
+    layers: Layers = "all",
+    *,
+    biases: bool = False,
+    include_frozen: bool = False,
+) -> Targets:
+    """Find the layers to watch.
+
+    Supported: ``nn.Linear`` (so also LoRA's A and B), Hugging Face's ``Conv1D``, ``nn.Conv2d``
+    without groups. ``gate_up_proj`` is watched as two matrices, ``….gate`` and ``….up``.
+
+    Args:
+        model: Any module.
+        modules: ``"all"``, or one or several patterns: a piece of the dotted name such as
+            ``"up_proj"`` or ``"mlp.up_proj"``, or a glob over the whole name.
+        layers: ``"all"``, ``"last:3"``, ``"first:2"``, a number, or a list of numbers; the
+            number of a layer is the first whole number in its name.
+        biases: Also watch the biases of these layers, as ``<name>.bias``.
+        include_frozen: Also watch weights that do not require a gradient.
+
+    Raises:
+        SuiteError: Nothing matches; the message lists what is there or why it was skipped.
+    """
+    patterns = [modules] if isinstance(modules, str) else list(modules)
+    shared = _shared_parameters(model)
+    functional = _never_called(model)
+    found: list[Target] = []
+    skipped: dict[str, str] = {}
+    rest: list[str] = []
+    for raw_name, module in model.named_modules():
+        name = clean_name(raw_name)
+        if isinstance(module, nn.Embedding):
+            if "all" in patterns:
+                skipped[name] = "an embedding is a table, not a linear map"
+            continue
+        kind = _kind(module)
+        if kind is None:
+            continue
+        candidates = list(_of_module(name, module, kind, biases))
+        chosen = [t for t in candidates if any(matches(t.name, p) for p in patterns)]
+        if not chosen:
+            rest += [target.name for target in candidates]
+            continue
+        reason = _reason_to_skip(module, kind, shared, include_frozen)
+        if module in functional:
+            reason = "its parent uses the weight without calling the layer"
+        if reason is not None:
+            skipped[name] = reason
+            continue
+        found += [t for t in chosen if getattr(t.module, t.parameter) is not None]
+    wanted = _choose_layers(found, layers)
+    if not wanted:
+        raise SuiteError(_nothing_found(patterns, layers, found, skipped, rest))
+    return Targets(tuple(wanted), skipped)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Return whether a dotted name has ``pattern`` as whole pieces, or matches it as a glob."""
+    return pattern == "all" or f".{pattern}." in f".{name}." or fnmatchcase(name, pattern)
+
+
+def layer_number(name: str) -> int | None:
+    """Return the first whole number among the pieces of a dotted name."""
+    return next((int(piece) for piece in name.split(".") if piece.isdecimal()), None)
+
+
+def choose_layers(numbers: Iterable[int | None], layers: Layers) -> set[int | None]:
+    """Return which layer numbers ``layers`` means.
+
+    Args:
+        numbers: The layers that exist; None stands for a module outside of any layer.
+        layers: As in :func:`find_targets`.
+
+    Raises:
+        SuiteError: ``layers`` cannot be read, or names a layer that is not there.
+    """
+    there = set(numbers)
+    ordered = sorted(n for n in there if n is not None)
+    if layers == "all":
+        return there
+    if isinstance(layers, str):
+        end = re.fullmatch(r"(first|last):(\d+)", layers)
+        if end is not None and int(end[2]) > 0:
+            count = int(end[2])
+            return set(ordered[:count] if end[1] == "first" else ordered[-count:])
+        if not re.fullmatch(r"\d+(,\d+)*", layers):
+            raise SuiteError(
+                f"layers: {layers!r} cannot be read. Write all, last:3, first:2, 5, or 0,7,12."
+            )
+        layers = [int(number) for number in layers.split(",")]
+    wanted = {layers} if isinstance(layers, int) else set(layers)
+    if missing := wanted.difference(ordered):
+        raise SuiteError(
+            f"layers: there is no layer {', '.join(map(str, sorted(missing)))}; the watched "
+            f"modules are in layers {', '.join(map(str, ordered)) or '(none)'}."
+        )
+    return set(wanted)
+
+
+def clean_name(name: str) -> str:
+    """Return a module's name without what compilation and wrapping put into it."""
+    return ".".join(piece for piece in name.split(".") if piece not in _WRAPPERS)
+
+
+def _of_module(
+    name: str, module: nn.Module, kind: Literal["linear", "conv1d", "conv2d"], biases: bool
+) -> Iterable[Target]:
+    parts = _FUSED.get(name.rpartition(".")[2])
+    if parts is None:
+        yield Target(name, module, kind)
+    else:
+        for index, part in enumerate(parts):
+            yield Target(f"{name}.{part}", module, kind, part=(index, len(parts)))
+    if biases:
+        yield Target(f"{name}.bias" if name else "bias", module, kind, "bias")
+
+
+def _kind(module: nn.Module) -> Literal["linear", "conv1d", "conv2d"] | None:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.Conv2d):
+        return "conv2d"
+    # transformers' Conv1D, a linear layer whose weight is [in, out]; not imported for its name
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return "conv1d"
+    return None
+
+
+def _reason_to_skip(
+    module: nn.Module, kind: str, shared: set[int], include_frozen: bool
+) -> str | None:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if id(weight) in shared:
+        return "its weight is tied to another module's"
+    if not weight.is_floating_point():
+        return f"its weight is quantised ({weight.dtype})"
+    if kind == "conv2d" and module.groups != 1:
+        return "a convolution with groups is not one matrix"
+    if not (weight.requires_grad or include_frozen):
+        return "its weight is frozen"
+    return None
+
+
+def _shared_parameters(model: nn.Module) -> set[int]:
+    counts = Counter(
+        id(parameter)
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+    )
+    return {key for key, count in counts.items() if count > 1}
+
+
+def _never_called(model: nn.Module) -> set[nn.Module]:
+    attentions = (m for m in model.modules() if isinstance(m, nn.MultiheadAttention))
+    return {attention.out_proj for attention in attentions}
+
+
+def _choose_layers(found: list[Target], layers: Layers) -> list[Target]:
+    if not found:
+        return []
+    chosen = choose_layers((target.layer for target in found), layers)
+    return [target for target in found if target.layer in chosen]
+
+
+def _nothing_found(
+    patterns: Sequence[str],
+    layers: Layers,
+    found: Sequence[Target],
+    skipped: dict[str, str],
+    rest: Sequence[str],
+) -> str:
+    asked = ", ".join(map(repr, patterns))
+    if found:
+        return f"layers: {layers!r} leaves none of the {len(found)} modules that match {asked}."
+    if skipped:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:4])
+        return f"modules: all that match {asked} are skipped ({reasons})."
+    kinds = sorted({re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name) for name in rest})
+    hint = "".join(did_you_mean(p, {k.rpartition(".")[2] for k in kinds}) for p in patterns)
+    return f"modules: nothing matches {asked}.{hint} There are: {', '.join(kinds) or 'none'}."
+
+
+def _unfold(module: nn.Module, x: Tensor) -> Tensor:
+    """Return the patches of a convolution's input: [N, C, H, W] -> [N, H'·W', C·kh·kw]."""
+    assert isinstance(module, nn.Conv2d)
+    # torch keeps the padding of all modes ("same" too) in the form that F.pad wants
+    padding: Callable[..., Tensor] = F.pad
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = padding(x, module._reversed_padding_repeated_twice, mode=mode)
+    patches = F.unfold(
+        x,
+        kernel_size=module.kernel_size,
+        dilation=module.dilation,
+        stride=module.stride,
+    )
+    return patches.mT

@@ -1,0 +1,224 @@
+"""Per-sample features of any network against autograd, one sample at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_suite.errors import SuiteError
+from lightning_suite.resofilter.features import make_features
+from lightning_suite.resofilter.recorder import FeatureRecorder, probing
+from lightning_suite.resofilter.targets import find_targets
+from tests.reference.resofilter_reference import autograd_gradients
+
+NAMES = ["grad_norm", "grad_l1", "grad_max", "wdotg", "nuclear_norm", "adam1_mean_abs"]
+
+
+class TwoLayers(nn.Module):
+    """A network whose second layer is called on every position of a sequence."""
+
+    def __init__(self, inplace: bool = False, checkpointed: bool = False) -> None:
+        super().__init__()
+        self.first, self.act, self.second = nn.Linear(5, 7), nn.ReLU(inplace), nn.Linear(7, 3)
+        self.checkpointed = checkpointed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.body, x, use_reentrant=False) if self.checkpointed else self.body(x)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.second(self.act(self.first(x)))
+
+
+class CallsTwice(nn.Module):
+    """The same layer applied twice in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.layer(x).tanh())
+
+
+def per_sample_loss(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).square().flatten(1).sum(1)
+
+
+def record(model: nn.Module, x: Tensor, **find: object) -> dict[str, Tensor]:
+    targets = find_targets(model, biases=True, **find).found
+    with probing(model), FeatureRecorder(targets, make_features(NAMES)) as recorder:
+        recorder.start(len(x))
+        per_sample_loss(model, x).sum().backward()
+        return recorder.finish()
+
+
+def truth(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    model.eval()
+    losses = [lambda m, i=i: per_sample_loss(m, x[i : i + 1]).sum() for i in range(len(x))]
+    parameters = dict(model.named_parameters())
+    expected = {}
+    for name, gradients in autograd_gradients(model, losses, list(parameters)).items():
+        W = parameters[name].detach()
+        G = gradients.flatten(2) if W.ndim > 1 else gradients[:, :, None]
+        step = 0.01 * W + gradients / (gradients.abs() + 1e-8)
+        layer = name.removesuffix(".weight")
+        expected |= {
+            f"{layer}.grad_norm": G.flatten(1).norm(dim=1),
+            f"{layer}.grad_l1": G.flatten(1).abs().sum(1),
+            f"{layer}.grad_max": G.flatten(1).abs().amax(1),
+            f"{layer}.wdotg": (gradients * W).flatten(1).sum(1),
+            f"{layer}.nuclear_norm": torch.linalg.svdvals(G).sum(1),
+            f"{layer}.adam1_mean_abs": 1e-5 * step.abs().flatten(1).mean(1),
+        }
+    return expected
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "rows": (TwoLayers, (5,)),
+    "sequences": (TwoLayers, (6, 5)),
+    "two axes of positions": (TwoLayers, (3, 2, 5)),
+    "in-place activation": (lambda: TwoLayers(inplace=True), (6, 5)),
+    "activation checkpointing": (lambda: TwoLayers(checkpointed=True), (6, 5)),
+    "a layer called twice": (CallsTwice, (6, 4)),
+    "convolution": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 2)
+        ),
+        (3, 9, 8),
+    ),
+    "convolution, padding same and circular, dilated": (
+        lambda: nn.Conv2d(2, 3, 3, padding="same", padding_mode="circular", dilation=2),
+        (2, 7, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_every_kind_of_layer_agrees_with_autograd(case: str) -> None:
+    make, shape = MODELS[case]
+    model, x = make().double(), torch.randn(4, *shape, dtype=torch.float64)
+
+    found, expected = record(model, x), truth(model, x)
+
+    expected = {name.lstrip("."): values for name, values in expected.items()}
+    assert {name.lstrip(".") for name in found} == {
+        n.replace("weight.", "") if case.endswith("dilated") else n for n in expected
+    }
+    for name, values in found.items():
+        key = name.lstrip(".")
+        if key not in expected:
+            key = f"weight.{key}"
+        torch.testing.assert_close(values, expected[key], rtol=1e-10, atol=1e-15, msg=name)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = TwoLayers().train()
+    model.act.eval()
+    model.first.bias.requires_grad_(False)
+
+    record(model, torch.randn(2, 5), modules=["second"])
+
+    assert model.training
+    assert not model.act.training
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["first.bias"]
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_backward_pass_ends_at_the_lowest_watched_layer() -> None:
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(5)])
+    reached = []
+
+    def report(layer: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: object, y: Tensor) -> None:
+            if y.requires_grad:
+                y.register_hook(lambda _g: reached.append(layer))
+
+        return hook
+
+    for i, layer in enumerate(model):
+        layer.register_forward_hook(report(i))
+    record(model, torch.randn(2, 4), modules=["3"])
+    assert reached == [4]
+
+
+def test_multipliers_undo_the_mean_over_a_batch() -> None:
+    model, x = TwoLayers().double(), torch.randn(6, 5, dtype=torch.float64)
+    recorder = FeatureRecorder(find_targets(model).found, make_features(["grad_norm"]))
+    weights = torch.rand(6, dtype=torch.float64) + 0.5
+    with recorder:
+        recorder.start(6, multipliers=1 / weights)
+        (weights * per_sample_loss(model, x)).sum().backward()
+        found = recorder.finish()
+    alone = truth(model, x)
+    for name, values in found.items():
+        torch.testing.assert_close(values, alone[name], rtol=1e-10, atol=0)
+
+
+def test_features_do_not_disturb_training() -> None:
+    x = torch.randn(4, 6, 5)
+    plain, watched = TwoLayers(), TwoLayers()
+    watched.load_state_dict(plain.state_dict())
+    per_sample_loss(plain, x).sum().backward()
+    with FeatureRecorder(find_targets(watched).found, make_features(NAMES)) as recorder:
+        recorder.start(4)
+        per_sample_loss(watched, x).sum().backward()
+        recorder.finish()
+    for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_segments_split_rows_that_hold_several_samples() -> None:
+    model, x = TwoLayers().double(), torch.randn(1, 9, 5, dtype=torch.float64)
+    segments = torch.tensor([[0, 0, 0, 1, 1, -1, 2, 2, 2]])
+    with FeatureRecorder(find_targets(model).found, make_features(NAMES)) as recorder:
+        recorder.start(3, segments=segments)
+        model(x).square()[segments >= 0].sum().backward()
+        found = recorder.finish()
+    for n in range(3):
+        alone = record(model, x[:, segments[0] == n])
+        for name in found:
+            torch.testing.assert_close(found[name][n], alone[name][0], rtol=1e-10, atol=1e-15)
+
+
+def test_a_layer_that_takes_no_part_has_nan() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(3, 2), "idle": nn.Linear(3, 2)})
+    with FeatureRecorder(find_targets(model).found, make_features(["grad_norm"])) as recorder:
+        recorder.start(2)
+        model["used"](torch.randn(2, 3)).sum().backward()
+        found = recorder.finish()
+    assert found["used.grad_norm"].isfinite().all()
+    assert found["idle.grad_norm"].isnan().all()
+
+
+def test_a_nan_sample_leaves_the_others_alone() -> None:
+    model, x = TwoLayers(), torch.randn(3, 6, 5)
+    clean = record(model, x)
+    broken = x.clone()
+    broken[1, 2, 3] = torch.nan
+    found = record(model, broken)
+    for name, values in found.items():
+        assert torch.equal(values[[0, 2]], clean[name][[0, 2]]), name
+    assert found["first.adam1_mean_abs"][1].isnan()
+
+
+def test_rows_that_mix_samples_are_refused() -> None:
+    model = nn.Sequential(nn.Flatten(0), nn.Linear(12, 2))
+    with FeatureRecorder(find_targets(model).found, make_features(["grad_norm"])) as recorder:
+        recorder.start(4)
+        loss = model(torch.randn(4, 3)).sum()
+        with pytest.raises(SuiteError, match=r"1: cannot tell the samples apart"):
+            loss.backward()
+
+
+def test_half_precision_is_accumulated_in_float32() -> None:
+    model, x = TwoLayers(), torch.randn(4, 64, 5)
+    exact = record(model.double(), x.double())
+    low = record(model.bfloat16(), x.bfloat16())
+    for name in ("first.grad_norm", "second.grad_norm"):
+        assert low[name].dtype == torch.float64
+        torch.testing.assert_close(low[name], exact[name], rtol=0.02, atol=0)
