@@ -47,20 +47,24 @@ def inline_svg(text: str, *, prefix: str, label: str) -> str:
     if _local(root.tag) != "svg":
         raise SuiteError("not an SVG file")
     themed = PAPER in text
-    try:
-        _clean(root, prefix, themed)
-    except RecursionError:
-        raise SuiteError("the SVG file is nested too deeply") from None
     view = root.get("viewBox")
-    width = float(view.split()[2]) if view and re.fullmatch(r"(-?[\d.]+\s+){3}[\d.]+", view) else 0
+    width = (
+        float(view.split()[2])
+        if view and re.fullmatch(r"(-?\d+(\.\d*)?\s+){3}\d+(\.\d*)?", view)
+        else 0
+    )
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
-    root.attrib |= {
-        "role": "img",
-        "aria-label": label,
-        "class": ("themed" if themed else "paper") + (" wide" if width > 400 else ""),
-    }
-    return ElementTree.tostring(root, encoding="unicode")
+    try:
+        _clean(root, prefix, themed)
+        root.attrib |= {
+            "role": "img",
+            "aria-label": label,
+            "class": ("themed" if themed else "paper") + (" wide" if width > 400 else ""),
+        }
+        return ElementTree.tostring(root, encoding="unicode")
+    except RecursionError:
+        raise SuiteError("the SVG file is nested too deeply") from None
 
 
 def _clean(element: ElementTree.Element, prefix: str, themed: bool) -> None:
