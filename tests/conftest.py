@@ -39,6 +39,7 @@ _LIBRARIES = (
     "KMP_",
     "PYTEST_CURRENT_TEST",
     "LITMODELS_",
+    "PYTORCH_NVML_",
     "TORCHINDUCTOR_",
 )
 
