@@ -88,6 +88,7 @@ class ForeignModule(LightningModule):
         make_scheduler: Callable[[Any], Any] | None = None,
         depth: int = 4,
         seed: int = 0,
+        interval: str = "step",
     ) -> None:
         super().__init__()
         with torch.random.fork_rng():
@@ -95,6 +96,7 @@ class ForeignModule(LightningModule):
             self.backbone = ForeignNet(depth)
         self.make_optimizer = make_optimizer
         self.make_scheduler = make_scheduler
+        self.interval = interval
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
@@ -121,7 +123,7 @@ class ForeignModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {
                 "scheduler": self.make_scheduler(optimizer),
-                "interval": "step",
+                "interval": self.interval,
                 "monitor": "train_loss",
             },
         }
