@@ -210,10 +210,10 @@ def finding(drift: Drift) -> str:
     else:
         cost = f"keeping the base depth's rate costs at most {drift.largest_regret:.0%} of loss"
     edge = " (some optimum lies at the edge of the grid: extend it)" if drift.edge else ""
+    moved, low, high = (_signed(v) for v in (drift.total.value, drift.total.low, drift.total.high))
     return (
-        f"Under {drift.rule} the best rate moved by {_signed(drift.total.value)} octaves from depth "
-        f"{drift.depths[0]} to {drift.depths[1]} (interval {_signed(drift.total.low)} to "
-        f"{_signed(drift.total.high)}); {cost}{edge}."
+        f"Under {drift.rule} the best rate moved by {moved} octaves from depth {drift.depths[0]} "
+        f"to {drift.depths[1]} (interval {low} to {high}); {cost}{edge}."
     )
 
 
