@@ -49,8 +49,11 @@ class Feature:
         name: Name of the column; a key of ``REGISTRY``.
         reads_entries: Whether ``of_block`` is implemented.
         reads_rows: Whether ``of_rows`` is implemented.
+        takes_maximum: Whether blocks are joined by their maximum instead of their sum.
         counts_small_entries: Whether the value depends on which entries are near 1e-8, which
             parameters of 16 bits destroy.
+        nearly_constant: Whether samples differ only in the last digits, so that a table must
+            keep float64.
     """
 
     name: ClassVar[str]
@@ -58,6 +61,7 @@ class Feature:
     reads_rows: ClassVar[bool] = False
     takes_maximum: ClassVar[bool] = False
     counts_small_entries: ClassVar[bool] = False
+    nearly_constant: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         REGISTRY[cls.name] = cls
@@ -95,6 +99,7 @@ class Adam1MeanAbs(Feature):
     name: ClassVar[str] = "adam1_mean_abs"
     reads_entries: ClassVar[bool] = True
     counts_small_entries: ClassVar[bool] = True
+    nearly_constant: ClassVar[bool] = True
 
     lr: float = 1e-5
     eps: float = 1e-8
@@ -195,6 +200,7 @@ class AdamMeanAbs(Feature):
     name: ClassVar[str] = "adam_mean_abs"
     reads_entries: ClassVar[bool] = True
     counts_small_entries: ClassVar[bool] = True
+    nearly_constant: ClassVar[bool] = True
 
     lr: float = 1e-5
     beta1: float = 0.9

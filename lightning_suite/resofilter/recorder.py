@@ -9,7 +9,7 @@ all parameters are frozen, the backward pass ends at the lowest watched layer.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,6 +92,7 @@ class FeatureRecorder:
         n_samples: int,
         segments: Tensor | None = None,
         multipliers: Tensor | None = None,
+        segments_of: Mapping[nn.Module, Tensor] | None = None,
     ) -> None:
         """Watch the next forward and backward pass.
 
@@ -102,8 +103,10 @@ class FeatureRecorder:
             multipliers: Factor from the differentiated loss to each sample's own: [N]. For a
                 batch mean over M label tokens and a sample with m of them it is M/m, times the
                 number of accumulated batches, divided by the loss scale of fp16.
+            segments_of: Segments of layers that see other rows than the rest, such as an output
+                layer that is called on label positions only.
         """
-        self._batch = _Batch(n_samples, segments, multipliers)
+        self._batch = _Batch(n_samples, segments, multipliers, segments_of or {})
 
     def finish(self) -> dict[str, Tensor]:
         """Return the features of the batch: ``<target>.<feature>`` -> [N] or [N, k], float64.
@@ -193,6 +196,7 @@ class _Batch:
     n_samples: int
     segments: Tensor | None
     multipliers: Tensor | None
+    segments_of: Mapping[nn.Module, Tensor]
     calls: dict[nn.Module, int] = field(default_factory=lambda: defaultdict(int))
     waiting: dict[nn.Module, list[Pair]] = field(default_factory=lambda: defaultdict(list))
     values: dict[str, Tensor] = field(default_factory=dict)
@@ -218,8 +222,9 @@ class _Batch:
     def _owners(self, target: Target, g: Tensor) -> Tensor:
         """Return the sample of each row of a call: [rows]."""
         shape = g.shape[:1] + g.shape[2:] if target.kind == "conv2d" else g.shape[:-1]
-        if self.segments is not None and shape.numel() == self.segments.numel():
-            return self.segments.reshape(-1).to(g.device)
+        segments = self.segments_of.get(target.module, self.segments)
+        if segments is not None and shape.numel() == segments.numel():
+            return segments.reshape(-1).to(g.device)
         if not shape or shape[0] != self.n_samples:
             raise SuiteError(
                 f"{target.name}: cannot tell the samples apart: the layer sees rows of shape "

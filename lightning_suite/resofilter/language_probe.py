@@ -1,0 +1,341 @@
+"""Score the samples of a causal language model: the method of ResoFilter."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_suite.errors import SuiteError
+from lightning_suite.resofilter.features import Feature
+from lightning_suite.resofilter.probe import NO_LABELS, OK, TRUNCATED, Rows, SampleProbe, table_rows
+from lightning_suite.resofilter.targets import Target
+
+IGNORED = -100
+# Logits that exist at a time, in entries.
+_CPU_LOGITS = 4 * 1024 * 1024
+_DEVICE_LOGITS = 64 * 1024 * 1024
+
+
+@dataclass
+class TokenBatch:
+    """Tokens of some samples, padded on either side or packed.
+
+    Attributes:
+        ids: Of the samples, from the data: N of them.
+        input_ids: [B, T].
+        labels: The same tokens, -100 where no loss is wanted: [B, T].
+        segments: Which sample each position belongs to, -1 for padding: [B, T].
+        truncated: Whether each sample lost its end before it came here.
+    """
+
+    ids: Sequence[str]
+    input_ids: Tensor
+    labels: Tensor
+    segments: Tensor
+    truncated: Sequence[bool]
+
+    @classmethod
+    def from_mapping(cls, batch: Mapping[str, Any], device: torch.device) -> TokenBatch:
+        """Read a batch with ``ids``, ``input_ids``, ``labels`` and optionally others.
+
+        Args:
+            batch: ``attention_mask`` (default: no padding) or, for packed samples, ``segments``;
+                ``truncated`` (default: none is).
+            device: Where the model is.
+
+        Raises:
+            SuiteError: A key is missing, or the number of ids is not the number of samples.
+        """
+        for key in ("ids", "input_ids", "labels"):
+            if key not in batch:
+                raise SuiteError(
+                    f"probe: the batch has no {key!r}; it has {', '.join(batch)}. A batch needs "
+                    "ids (one per sample, from the data), input_ids and labels."
+                )
+        ids = [str(i) for i in batch["ids"]]
+        input_ids = batch["input_ids"].to(device)
+        segments = batch.get("segments")
+        if segments is None:
+            rows = torch.arange(len(input_ids), device=device)[:, None].expand_as(input_ids)
+            mask = batch.get("attention_mask")
+            segments = rows if mask is None else rows.masked_fill(mask.to(device) == 0, -1)
+        else:
+            segments = segments.to(device)
+        n = int(segments.max()) + 1 if "segments" in batch else len(input_ids)
+        if len(ids) != n:
+            raise SuiteError(f"probe: {len(ids)} ids for a batch of {n} samples.")
+        truncated = [bool(t) for t in batch.get("truncated", [False] * n)]
+        return cls(ids, input_ids, batch["labels"].to(device), segments, truncated)
+
+    @cached_property
+    def position_ids(self) -> Tensor:
+        """Positions within each sample, from 0: [B, T]."""
+        places = torch.arange(self.segments.shape[1], device=self.segments.device)
+        starts = torch.ones_like(self.segments, dtype=torch.bool)
+        starts[:, 1:] = self.segments[:, 1:] != self.segments[:, :-1]
+        return places - (places * starts).cummax(1).values
+
+    @cached_property
+    def predicting(self) -> Tensor:
+        """Positions whose next token is a label of the same sample: [B, T], bool."""
+        found = torch.zeros_like(self.segments, dtype=torch.bool)
+        same = (self.segments[:, 1:] == self.segments[:, :-1]) & (self.segments[:, 1:] >= 0)
+        found[:, :-1] = same & (self.labels[:, 1:] != IGNORED)
+        return found
+
+    def counts(self, where: Tensor) -> Tensor:
+        """Count the positions of each sample at which ``where`` [B, T] holds: [N]."""
+        return torch.bincount(self.segments[where], minlength=len(self.ids))
+
+    def attention_mask(self, dtype: torch.dtype) -> Tensor | None:
+        """Return what keeps samples apart and padding out; None where nothing is needed."""
+        padding = self.segments < 0
+        if len(self.ids) == len(self.segments):
+            return (~padding).long() if bool(padding.any()) else None
+        length = self.segments.shape[1]
+        visible = self.segments[:, None, :] == self.segments[:, :, None]
+        visible &= torch.ones(length, length, dtype=torch.bool, device=visible.device).tril()
+        hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return hidden.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+class CausalLMProbe(SampleProbe):
+    """Per-sample features of a Hugging Face causal LM whose weights stay as they are.
+
+    A sample's loss is the mean over its label tokens. Logits are made for label positions only
+    and, where the output layer is a plain matrix, some rows at a time.
+
+    Args:
+        model: ``…ForCausalLM``, peft or not.
+        targets: What to watch.
+        features: What to compute.
+        without_prompt: Also compute ``loss_without_prompt``, the loss of the answer alone, by one
+            more forward pass: instruction-following difficulty needs it.
+        allow_low_precision: As in :class:`~lightning_suite.resofilter.probe.SampleProbe`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Sequence[Target],
+        features: Sequence[Feature],
+        *,
+        without_prompt: bool = False,
+        allow_low_precision: bool = False,
+    ) -> None:
+        super().__init__(model, targets, features, allow_low_precision=allow_low_precision)
+        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._base = base
+        self._head: nn.Module = base.get_output_embeddings()
+        self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
+        self._without_prompt = without_prompt
+        # None until the first batch shows whether the model's logits are the head's alone
+        self._plain_head: bool | None = None if _is_bare_linear(self._head) else False
+        if any(target.module is self._head for target in targets):
+            self._plain_head = False  # its own backward must run
+
+    def score_batch(self, batch: Mapping[str, Any]) -> Rows:
+        """Return the table's rows of one batch.
+
+        Args:
+            batch: See :meth:`TokenBatch.from_mapping`.
+
+        Raises:
+            SuiteError: The batch lacks a key, or a sample is longer than the model's context.
+        """
+        self._refuse_autocast()
+        tokens = TokenBatch.from_mapping(batch, next(self.model.parameters()).device)
+        self._refuse_long(tokens)
+        self.recorder.start(
+            len(tokens.ids),
+            tokens.segments,
+            segments_of={self._head: tokens.segments[tokens.predicting]},
+        )
+        with torch.enable_grad():
+            losses = self._losses(tokens, backward=True)
+        features = self.recorder.finish()
+        n_labels = tokens.counts(tokens.predicting)
+        status = [
+            NO_LABELS if not labels else TRUNCATED if cut else OK
+            for labels, cut in zip(n_labels.tolist(), tokens.truncated, strict=True)
+        ]
+        features = {n: _only_where(n_labels.cpu() > 0, v.cpu()) for n, v in features.items()}
+        more = {"perplexity": losses.double().exp()}
+        if self._without_prompt:
+            with torch.no_grad():
+                more["loss_without_prompt"] = self._losses(
+                    _answers_only(tokens, self._base.config.bos_token_id), backward=False
+                ).double()
+        rows = table_rows(tokens.ids, losses, status, features)
+        counts = {
+            "n_tokens": tokens.counts(tokens.segments >= 0).tolist(),
+            "n_label_tokens": n_labels.tolist(),
+        }
+        first = {name: rows.pop(name) for name in ("sample_id", "status", "loss")}
+        return {**first, **{n: v.cpu() for n, v in more.items()}, **counts, **rows}
+
+    def _losses(self, tokens: TokenBatch, *, backward: bool) -> Tensor:
+        """Return each sample's loss [N]; with ``backward`` differentiate their sum, too."""
+        where = tokens.predicting
+        owners = tokens.segments[where]
+        counts = tokens.counts(where)
+        weights = (1 / counts.double())[owners].to(torch.float32)
+        labels = tokens.labels.roll(-1, 1)[where]
+        if len(owners) == 0:
+            return counts.new_full(counts.shape, torch.nan, dtype=torch.float64)
+        if self._plain_head is None:
+            self._plain_head = self._is_head_plain(tokens)
+        hidden, logits = self._run(tokens, where, keep_logits=not self._plain_head)
+        if logits is None:
+            nll, gradient = linear_head_loss(hidden, self._head, labels, weights)
+            if backward and hidden.requires_grad:
+                hidden.backward(gradient)
+        else:
+            nll = F.cross_entropy(_at_least_float32(logits), labels, reduction="none")
+            if backward and nll.requires_grad:
+                (nll * weights.to(nll)).sum().backward()
+        sums = torch.zeros(counts.shape, dtype=torch.float64, device=nll.device)
+        return sums.index_add_(0, owners, nll.detach().double()) / counts
+
+    def _run(
+        self, tokens: TokenBatch, where: Tensor, *, keep_logits: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the model; return the head's inputs at ``where`` [R, H] and perhaps logits [R, V].
+
+        Without ``keep_logits`` the head sees one row only.
+        """
+        caught: list[Tensor] = []
+
+        def replace_input(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            rows = args[0][where]
+            caught.append(rows)
+            return (rows[None] if keep_logits else rows[None, :1].detach(), *args[1:])
+
+        handle = self._head.register_forward_pre_hook(replace_input)
+        try:
+            inputs: dict[str, Any] = {
+                "input_ids": tokens.input_ids,
+                "attention_mask": tokens.attention_mask(next(self.model.parameters()).dtype),
+            }
+            if self._takes_positions:
+                inputs["position_ids"] = tokens.position_ids
+            logits = self.model(**inputs, use_cache=False).logits
+        finally:
+            handle.remove()
+        return caught[0], logits[0] if keep_logits else None
+
+    def _is_head_plain(self, tokens: TokenBatch) -> bool:
+        """Return whether the model does nothing to the head's output (scaling, soft-capping)."""
+        first = TokenBatch(
+            tokens.ids[:1],
+            tokens.input_ids[:1, :2],
+            tokens.labels[:1, :2],
+            torch.zeros_like(tokens.segments[:1, :2]),
+            [False],
+        )
+        everywhere = torch.ones_like(first.segments, dtype=torch.bool)
+        with torch.no_grad():
+            batch, self.recorder._batch = self.recorder._batch, None
+            hidden, logits = self._run(first, everywhere, keep_logits=True)
+            self.recorder._batch = batch
+            return bool(torch.equal(self._head(hidden[None])[0], _not_none(logits)))
+
+    def _refuse_long(self, tokens: TokenBatch) -> None:
+        limit = getattr(self._base.config, "max_position_embeddings", None)
+        lengths = tokens.counts(tokens.segments >= 0)
+        if limit is not None and int(lengths.max()) > limit:
+            worst = int(lengths.argmax())
+            raise SuiteError(
+                f"probe: sample {tokens.ids[worst]!r} has {int(lengths[worst])} tokens, the "
+                f"model's context is {limit}. Truncate to {limit} tokens or fewer."
+            )
+
+
+def probe_batches(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    targets: Sequence[Target],
+    features: Sequence[Feature],
+    **options: bool,
+) -> Iterator[Rows]:
+    """Yield the table's rows of every batch, see :class:`CausalLMProbe`.
+
+    The model is frozen and in evaluation mode until the iterator is used up or closed.
+    """
+    with CausalLMProbe(model, targets, features, **options) as probe:
+        for batch in batches:
+            yield probe.score_batch(batch)
+
+
+@torch.no_grad()
+def linear_head_loss(
+    hidden: Tensor, head: nn.Module, labels: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return token losses of a linear output layer and their weighted sum's gradient.
+
+    Args:
+        hidden: [R, H].
+        head: A linear layer with V outputs.
+        labels: [R].
+        weights: Factor of each token's loss in the sum: [R].
+
+    Returns:
+        Negative log-likelihoods [R] in nats, and the gradient of ``hidden`` [R, H].
+    """
+    weight, bias = head.weight, getattr(head, "bias", None)
+    assert isinstance(weight, Tensor)
+    limit = _CPU_LOGITS if hidden.device.type == "cpu" else _DEVICE_LOGITS
+    size = max(1, limit // weight.shape[0])
+    losses, gradient = [], torch.empty_like(hidden)
+    parts = zip(hidden.split(size), labels.split(size), weights.split(size), strict=True)
+    for n, (rows, label, factor) in enumerate(parts):
+        logits = _at_least_float32(F.linear(rows, weight, bias))
+        total = logits.logsumexp(1, keepdim=True)
+        losses.append((total - logits.gather(1, label[:, None])).squeeze(1))
+        p = logits.sub_(total).exp_()
+        p[torch.arange(len(label), device=p.device), label] -= 1
+        p.mul_(factor.to(p)[:, None])
+        gradient[n * size : n * size + len(rows)] = p.to(weight.dtype) @ weight
+    return torch.cat(losses), gradient
+
+
+def _answers_only(tokens: TokenBatch, bos: int | None) -> TokenBatch:
+    """Return each sample's label tokens alone, after the beginning-of-sequence token if any."""
+    prefix = [] if bos is None else [bos]
+    wanted = tokens.predicting
+    labels = tokens.labels.roll(-1, 1)[wanted]
+    owners = tokens.segments[wanted]
+    answers = [prefix + labels[owners == n].tolist() for n in range(len(tokens.ids))]
+    length = max(2, *(len(answer) for answer in answers))
+    ids, own = (tokens.input_ids.new_zeros(len(answers), length) for _ in range(2))
+    own -= 1
+    for n, answer in enumerate(answers):
+        ids[n, : len(answer)] = torch.tensor(answer, dtype=ids.dtype)
+        own[n, : len(answer)] = n
+    return TokenBatch(tokens.ids, ids, ids, own, tokens.truncated)
+
+
+def _is_bare_linear(head: nn.Module) -> bool:
+    return type(head) is nn.Linear and not (head._forward_hooks or head._forward_pre_hooks)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _only_where(keep: Tensor, values: Tensor) -> Tensor:
+    """Return ``values`` [N] or [N, k] with NaN where ``keep`` [N] is false."""
+    keep = keep if values.ndim == 1 else keep[:, None]
+    return values.where(keep, torch.nan)
+
+
+def _not_none(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value

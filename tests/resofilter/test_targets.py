@@ -1,0 +1,134 @@
+"""Which layers are found, which are skipped and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Phi3Config
+from transformers.models.phi3.modeling_phi3 import Phi3ForCausalLM
+
+from lightning_suite.errors import SuiteError
+from lightning_suite.resofilter.targets import clean_name, find_targets, layer_number, matches
+
+SMALL = {
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 32,
+}
+
+
+def llama(**more: object) -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(**SMALL, **more))
+
+
+def names(model: nn.Module, *args: object, **kwargs: object) -> list[str]:
+    return [target.name for target in find_targets(model, *args, **kwargs).found]
+
+
+def test_the_last_three_up_projections() -> None:
+    assert names(llama(), "mlp.up_proj", "last:3") == [
+        f"model.layers.{i}.mlp.up_proj" for i in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ("all", [0, 1, 2, 3]),
+        ("first:2", [0, 1]),
+        ("2", [2]),
+        (2, [2]),
+        ("0,3", [0, 3]),
+        ([3, 1], [1, 3]),
+        ("last:9", [0, 1, 2, 3]),
+    ],
+)
+def test_layers_can_be_chosen(layers: object, expected: list[int]) -> None:
+    found = names(llama(), "up_proj", layers)
+    assert [layer_number(name) for name in found] == expected
+
+
+def test_all_linear_layers_without_the_tied_head() -> None:
+    found = find_targets(llama(tie_word_embeddings=True))
+    assert len(found.found) == 4 * 7
+    assert found.skipped == {
+        "model.embed_tokens": "an embedding is a table, not a linear map",
+        "lm_head": "its weight is tied to another module's",
+    }
+    assert "lm_head" in names(llama(tie_word_embeddings=False))
+
+
+def test_a_transposed_layer_is_a_matrix_of_outputs_by_inputs() -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=32))
+    targets = find_targets(model, "c_fc", biases=True).found
+    assert [t.name for t in targets][:2] == [
+        "transformer.h.0.mlp.c_fc",
+        "transformer.h.0.mlp.c_fc.bias",
+    ]
+    assert [tuple(t.weight.shape) for t in targets][:2] == [(32, 8), (32, 1)]
+
+
+def test_a_fused_layer_is_two_matrices() -> None:
+    model = Phi3ForCausalLM(Phi3Config(**SMALL, pad_token_id=0))
+    targets = find_targets(model, "gate_up_proj.up", 0).found
+    assert [t.name for t in targets] == ["model.layers.0.mlp.gate_up_proj.up"]
+    whole = model.model.layers[0].mlp.gate_up_proj.weight
+    assert torch.equal(targets[0].weight, whole[12:])
+
+
+def test_adapters_are_watched_and_the_frozen_base_is_not() -> None:
+    model = get_peft_model(llama(), LoraConfig(r=2, target_modules=["up_proj"]))
+    found = find_targets(model, "up_proj", "last:1")
+    assert [t.name.rpartition("mlp.")[2] for t in found.found] == [
+        "up_proj.lora_A.default",
+        "up_proj.lora_B.default",
+    ]
+    assert set(found.skipped.values()) == {"its weight is frozen"}
+    assert len(names(model, "up_proj", "last:1", include_frozen=True)) == 3
+
+
+def test_what_is_not_one_matrix_is_skipped() -> None:
+    model = nn.ModuleDict(
+        {
+            "depthwise": nn.Conv2d(4, 4, 3, groups=4),
+            "attention": nn.MultiheadAttention(4, 2),
+            "plain": nn.Linear(4, 4),
+        }
+    )
+    found = find_targets(model)
+    assert [t.name for t in found.found] == ["plain"]
+    assert found.skipped == {
+        "depthwise": "a convolution with groups is not one matrix",
+        "attention.out_proj": "its parent uses the weight without calling the layer",
+    }
+
+
+@pytest.mark.parametrize(
+    ("modules", "layers", "message"),
+    [
+        ("up_prj", "all", r"nothing matches 'up_prj'. Did you mean 'up_proj'\? There are: lm_head"),
+        ("up_proj", "last:0", "cannot be read"),
+        ("up_proj", "latest:3", "cannot be read"),
+        ("up_proj", [9], r"there is no layer 9; the watched modules are in layers 0, 1, 2, 3"),
+        ("lm_head", "all", r"are skipped \(lm_head: its weight is tied"),
+    ],
+)
+def test_what_cannot_be_found_is_explained(modules: str, layers: object, message: str) -> None:
+    with pytest.raises(SuiteError, match=message):
+        find_targets(llama(tie_word_embeddings=modules == "lm_head"), modules, layers)
+
+
+def test_names_lose_their_wrappers() -> None:
+    assert clean_name("_orig_mod.layers.0._checkpoint_wrapped_module.fc") == "layers.0.fc"
+    assert clean_name("_orig_mod") == ""
+
+
+def test_patterns_match_whole_pieces_or_globs() -> None:
+    assert matches("model.layers.1.mlp.up_proj", "mlp.up_proj")
+    assert not matches("model.layers.1.mlp.gate_up_proj", "up_proj")
+    assert matches("model.layers.1.mlp.gate_up_proj", "*up_proj")
