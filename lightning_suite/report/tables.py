@@ -60,7 +60,7 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, label: s
     ]
     head = "".join(
         f'<th scope="col" aria-sort="none"{_kind(number)}>'
-        f'<button type="button">{_breakable(name)}</button></th>'
+        f'<button type="button">{_heading(name)}</button></th>'
         for name, number in zip(header, numeric, strict=True)
     )
     body = "\n".join(
@@ -101,6 +101,15 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return "_" not in cell  # float("1_000") is a number only for Python
+
+
+def _heading(name: str) -> str:
+    """Let a long heading take two lines of about the same length."""
+    places = [place + 1 for place, mark in enumerate(name) if mark in "_/ "]
+    if len(name) <= 12 or not places:
+        return escape(name)
+    middle = min(places, key=lambda place: abs(place - len(name) / 2))
+    return f"{escape(name[:middle])}<wbr>{escape(name[middle:])}"
 
 
 def _breakable(text: str) -> str:

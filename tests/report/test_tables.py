@@ -55,6 +55,12 @@ def test_numeric_columns_keep_the_full_value_for_sorting_and_as_tooltip() -> Non
     assert '<td class="number"></td>' in table
 
 
+def test_a_long_heading_may_take_two_lines() -> None:
+    table = html_table(["octaves_per_doubling_low", "depth"], [], label="L")
+    assert ">octaves_per_<wbr>doubling_low</button>" in table
+    assert ">depth</button>" in table
+
+
 def test_one_word_makes_a_column_text() -> None:
     table = html_table(["x", "y"], [["0.123456", ""], ["n/a", ""]], label="L")
     assert "number" not in table
