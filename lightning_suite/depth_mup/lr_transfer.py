@@ -221,7 +221,7 @@ class RunResult:
         depth: L.
         log2_lr: Base-2 logarithm of the base learning rate.
         seed: Seed of weights and order.
-        train_loss: Mean training loss of the last steps; ``inf`` for a diverged run.
+        train_loss: See :func:`final_loss`.
         val_loss: Loss on the validation rows; ``inf`` for a diverged run.
         val_accuracy: Accuracy there.
         diverged_at: First step whose loss was not finite, or None.
@@ -235,6 +235,23 @@ class RunResult:
     val_loss: float
     val_accuracy: float
     diverged_at: int | None
+
+
+def final_loss(losses: Tensor, final_steps: int) -> Tensor:
+    """Return the mean loss of the last steps, ``inf`` for runs that diverged.
+
+    A run has also diverged if it ends above its first loss: at a rate beyond the stable ones a
+    net need not overflow, and its huge but finite loss would bend the parabola at the optimum.
+
+    Args:
+        losses: Loss of every step ``[R, steps]``, ``inf`` from a divergence on.
+        final_steps: How many steps to average.
+
+    Returns:
+        ``[R]``.
+    """
+    final = losses[:, -final_steps:].mean(dim=1)
+    return final.masked_fill(~(final <= losses[:, 0]), math.inf)
 
 
 TrainChunk = Callable[[Chunk, Callable[[float], None]], list[RunResult]]
@@ -384,7 +401,7 @@ class BatchedEngine:
         )
         assert result.val_loss is not None
         assert result.val_accuracy is not None
-        final = result.losses[:, -self.final_steps :].mean(dim=1)
+        final = final_loss(result.losses, self.final_steps)
         return [
             RunResult(
                 chunk.rule.label,

@@ -4,47 +4,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lightning_suite.depth_mup.lr_optimum import DepthOptimum
 from lightning_suite.depth_mup.lr_transfer import RunResult
 from lightning_suite.extras import import_extra
-from lightning_suite.report.style import CATEGORICAL, GRID, INK, depth_colors, figure_style, markers
+from lightning_suite.report.style import (
+    CATEGORICAL,
+    GRID,
+    INK,
+    PAPER,
+    depth_colors,
+    figure_style,
+    markers,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _PANELS_A_ROW = 3
-# A diverging run may end anywhere; the axis ends at this multiple of the loss of a blind guess.
-_HIGHEST_LOSS = 1.3
+# Where the axis of the regret ends; a rate that diverges is drawn there.
+_HIGHEST_REGRET = 64.0
 
 
-def draw_loss_curves(
-    results: Sequence[RunResult],
-    optima: Sequence[DepthOptimum],
-    *,
-    highest_loss: float | None = None,
-) -> Figure:
+def draw_loss_curves(results: Sequence[RunResult], optima: Sequence[DepthOptimum]) -> Figure:
     """Draw one panel a rule and one line a depth: training loss against the log2 learning rate.
 
-    The band spans the seeds, the large marker is the optimum, and the grey line its place at the
-    first depth, where it would stay if rates transferred perfectly.
+    The band spans the seeds, the large marker is the best rate of the grid, and the grey line its
+    place at the first depth, where it would stay if rates transferred perfectly. A line ends where
+    a run diverges.
 
     Args:
         results: All runs of the sweep.
         optima: What :func:`~lightning_suite.depth_mup.lr_optimum.analyse` found.
-        highest_loss: Where the loss axis ends; default: log(10) times 1.3, above which a
-            ten-class problem has learnt nothing.
     """
     plt = import_extra("matplotlib.pyplot", "report")
     rules = list(dict.fromkeys(r.rule for r in results))
     depths = sorted({r.depth for r in results})
     colors = dict(zip(depths, depth_colors(len(depths)), strict=True))
     shapes = dict(zip(depths, markers(len(depths)), strict=True))
-    ceiling = _HIGHEST_LOSS * math.log(10) if highest_loss is None else highest_loss
     columns = min(_PANELS_A_ROW, len(rules))
     rows = math.ceil(len(rules) / columns)
     with figure_style():
@@ -59,8 +60,8 @@ def draw_loss_curves(
         panels: list[Axes] = list(grid.flat)
         for axes, rule in zip(panels, rules, strict=False):
             own = [o for o in optima if o.rule == rule]
-            if not math.isnan(own[0].log2_lr.value):
-                axes.axvline(own[0].log2_lr.value, color=GRID, linewidth=2.5, zorder=1)
+            if not math.isnan(own[0].grid_log2_lr):
+                axes.axvline(own[0].grid_log2_lr, color=GRID, linewidth=2.5, zorder=1)
             for optimum in own:
                 curve = [r for r in results if (r.rule, r.depth) == (rule, optimum.depth)]
                 _draw_depth(axes, curve, optimum, colors[optimum.depth], shapes[optimum.depth])
@@ -68,9 +69,6 @@ def draw_loss_curves(
             axes.set_yscale("log")
         for axes in panels[len(rules) :]:
             axes.remove()
-        finite = [r.train_loss for r in results if 0 < r.train_loss < ceiling]
-        if finite:
-            panels[0].set_ylim(min(finite) * 0.8, min(ceiling, max(finite) * 1.25))
         for axes in grid[:, 0]:
             axes.set_ylabel("training loss")
         for column in range(columns):
@@ -95,55 +93,38 @@ def _draw_depth(
     axes.fill_between(
         np.array(log2_lrs)[ok], low[ok], high[ok], color=color, alpha=0.13, linewidth=0
     )
-    if not math.isnan(optimum.log2_lr.value):
-        style: dict[str, Any] = {"color": color, "marker": marker, "linestyle": "", "zorder": 4}
-        face: dict[str, Any] = (
-            {"markerfacecolor": "none", "markeredgewidth": 1.4} if optimum.edge else {}
+    if not math.isnan(optimum.grid_log2_lr):
+        axes.plot(
+            [optimum.grid_log2_lr],
+            [optimum.loss],
+            color=color,
+            marker=marker,
+            markersize=7,
+            linestyle="",
+            zorder=4,
+            markerfacecolor="none" if optimum.edge else color,
+            markeredgewidth=1.4 if optimum.edge else 0,
         )
-        axes.plot([optimum.log2_lr.value], [optimum.loss], markersize=7, **(style | face))
 
 
 def draw_optimum_over_depth(optima: Sequence[DepthOptimum]) -> Figure:
     """Draw the best log2 rate, and what keeping the base depth's rate costs, against depth.
 
-    Bars are bootstrap intervals over seeds; a hollow marker is an optimum at the grid's edge.
+    Bars are bootstrap intervals over seeds; a hollow marker is an optimum at the grid's edge, and a
+    cross a depth at which the base depth's rate diverges.
     """
     plt = import_extra("matplotlib.pyplot", "report")
     rules = list(dict.fromkeys(o.rule for o in optima))
+    depths = sorted({o.depth for o in optima})
     with figure_style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.9))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.9))
         for i, rule in enumerate(rules):
             own = [o for o in optima if o.rule == rule and not math.isnan(o.log2_lr.value)]
             # rules side by side, so that bars of equal optima do not hide each other
             shift = 2 ** (0.09 * (i - (len(rules) - 1) / 2))
-            x = np.array([o.depth * shift for o in own])
             color, marker = CATEGORICAL[i % len(CATEGORICAL)], markers(len(rules))[i]
-            value = np.array([o.log2_lr.value for o in own])
-            bars = np.array([[o.log2_lr.low, o.log2_lr.high] for o in own]).T
-            left.errorbar(
-                x,
-                value,
-                np.abs(bars - value) if own else None,
-                color=color,
-                marker=marker,
-                capsize=2,
-                elinewidth=1,
-                label=rule,
-            )
-            for optimum, place in zip(own, x, strict=True):
-                if optimum.edge:
-                    left.plot(
-                        [place],
-                        [optimum.log2_lr.value],
-                        marker=marker,
-                        color=color,
-                        markersize=9,
-                        markerfacecolor="none",
-                        markeredgewidth=1.2,
-                    )
-            regret = np.array([1 + o.regret.value for o in own])
-            right.plot(x, regret, color=color, marker=marker, label=rule)
-        depths = sorted({o.depth for o in optima})
+            _draw_optima(left, own, shift, color, marker)
+            _draw_regret(right, own, shift, color, marker)
         for axes in (left, right):
             axes.set_xscale("log", base=2)
             axes.set_xticks(depths, [str(d) for d in depths])
@@ -151,10 +132,48 @@ def draw_optimum_over_depth(optima: Sequence[DepthOptimum]) -> Figure:
         left.set_ylabel("best log2 learning rate")
         left.set_title("Where the best rate lies")
         right.set_yscale("log", base=2)
+        right.set_ylim(top=_HIGHEST_REGRET * 1.3)
         right.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-        right.axhline(1, color=INK, linewidth=0.8)
+        right.axhline(1, color=INK, linewidth=0.8, zorder=1)
         right.set_ylabel("loss at the base depth's rate / best loss")
-        right.set_title("What keeping it costs")
-        handles, labels = left.get_legend_handles_labels()
+        right.set_title("What keeping it costs (×: diverges)")
+        handles, labels = right.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", title="rule")
     return figure  # type: ignore[no-any-return]
+
+
+def _draw_optima(
+    axes: Axes, optima: Sequence[DepthOptimum], shift: float, color: str, marker: str
+) -> None:
+    axes.plot(
+        [o.depth * shift for o in optima], [o.log2_lr.value for o in optima], color=color, zorder=2
+    )
+    for optimum in optima:
+        best = optimum.log2_lr
+        axes.errorbar(
+            [optimum.depth * shift],
+            [best.value],
+            # an estimate may lie outside its percentile interval, by a rounding or by a few seeds
+            [[max(0.0, best.value - best.low)], [max(0.0, best.high - best.value)]],
+            color=color,
+            marker=marker,
+            markerfacecolor=PAPER if optimum.edge else color,
+            markeredgewidth=1.2 if optimum.edge else 0,
+            capsize=2,
+            elinewidth=1,
+            zorder=3,
+        )
+
+
+def _draw_regret(
+    axes: Axes, optima: Sequence[DepthOptimum], shift: float, color: str, marker: str
+) -> None:
+    x = np.array([o.depth * shift for o in optima])
+    ratio = np.array([1 + o.regret.value for o in optima])
+    shown = np.minimum(ratio, _HIGHEST_REGRET)
+    axes.plot(x, shown, color=color, label=None, zorder=2)
+    stays = np.isfinite(ratio)
+    axes.plot(
+        x[stays], shown[stays], color=color, marker=marker, linestyle="", label=optima[0].rule
+    )
+    axes.plot(x[~stays], shown[~stays], color=color, marker="x", linestyle="", markeredgewidth=1.6)
