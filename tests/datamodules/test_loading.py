@@ -141,3 +141,12 @@ def test_a_loader_that_stopped_early_starts_the_next_epoch_from_its_beginning() 
     other.load_state_dict(state)
     other.sampler.set_epoch(1)  # type: ignore[attr-defined]
     assert len(batches(other)) == 3
+
+
+def test_a_loader_resumed_twice_in_an_epoch_still_counts_from_its_start() -> None:
+    whole, loader = batches(make()), make()
+    for i in range(3):
+        assert next(iter(loader)).tolist() == whole[i]
+        resumed = make()
+        resumed.load_state_dict(loader.state_dict())
+        loader = resumed
