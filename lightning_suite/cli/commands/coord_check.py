@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from lightning.fabric import Fabric
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 
@@ -268,6 +266,10 @@ def _run_one(settings: _Settings, shape: _Shape, batch: Any) -> list[dict[str, f
     torch.manual_seed(shape.seed)
     module = build(LightningModule, spec, "model")
     module.configure_model()
+    # stands in for a trainer: `self.log` does nothing, `self.trainer.world_size` is 1; the module
+    # holds it by a weak reference only
+    fabric = Fabric(accelerator="cpu", devices=1)
+    module.fabric = fabric
     dtype = getattr(torch, settings.dtype)
     module.to(settings.device, dtype).train()
     role_map = assign_roles(
@@ -292,8 +294,7 @@ def _run_one(settings: _Settings, shape: _Shape, batch: Any) -> list[dict[str, f
     batch = _move(batch, settings.device, dtype)
 
     def loss() -> Tensor:
-        with _without_trainer():
-            out = module.training_step(batch, 0)
+        out = module.training_step(batch, 0)
         value = out["loss"] if isinstance(out, dict) else out
         if not isinstance(value, Tensor):
             raise SuiteError(
@@ -308,13 +309,6 @@ def _run_one(settings: _Settings, shape: _Shape, batch: Any) -> list[dict[str, f
     return coord_check.measure_steps(
         module, loss, role_map, optimizer, steps=settings.steps, rows=settings.rows
     )
-
-
-@contextmanager
-def _without_trainer() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="You are trying to `self.log")
-        yield
 
 
 def _move(batch: Any, device: str, dtype: torch.dtype) -> Any:
