@@ -131,10 +131,10 @@ class CausalLMProbe(SampleProbe):
         allow_low_precision: bool = False,
     ) -> None:
         super().__init__(model, targets, features, allow_low_precision=allow_low_precision)
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._base = base
-        self._head: nn.Module = base.get_output_embeddings()
-        self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
+        unwrap: Any = getattr(model, "get_base_model", lambda: model)  # peft
+        self._base = unwrap()
+        self._head: nn.Module = self._base.get_output_embeddings()
+        self._takes_positions = "position_ids" in inspect.signature(self._base.forward).parameters
         self._without_prompt = without_prompt
         # None until the first batch shows whether the model's logits are the head's alone
         self._plain_head: bool | None = None if _is_bare_linear(self._head) else False
@@ -186,37 +186,35 @@ class CausalLMProbe(SampleProbe):
         where = tokens.predicting
         owners = tokens.segments[where]
         counts = tokens.counts(where)
-        weights = (1 / counts.double())[owners].to(torch.float32)
+        weights = (1 / counts.double())[owners]
         labels = tokens.labels.roll(-1, 1)[where]
         if len(owners) == 0:
             return counts.new_full(counts.shape, torch.nan, dtype=torch.float64)
         if self._plain_head is None:
             self._plain_head = self._is_head_plain(tokens)
-        hidden, logits = self._run(tokens, where, keep_logits=not self._plain_head)
-        if logits is None:
+        hidden, logits = self._run(tokens, where, whole_head=not self._plain_head)
+        if self._plain_head:
             nll, gradient = linear_head_loss(hidden, self._head, labels, weights)
-            if backward and hidden.requires_grad:
-                hidden.backward(gradient)
+            start, seed = hidden, gradient
         else:
             nll = F.cross_entropy(_at_least_float32(logits), labels, reduction="none")
-            if backward and nll.requires_grad:
-                (nll * weights.to(nll)).sum().backward()
+            start, seed = nll, weights.to(nll)
+        if backward:
+            torch.autograd.backward(start, seed)
         sums = torch.zeros(counts.shape, dtype=torch.float64, device=nll.device)
         return sums.index_add_(0, owners, nll.detach().double()) / counts
 
-    def _run(
-        self, tokens: TokenBatch, where: Tensor, *, keep_logits: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Run the model; return the head's inputs at ``where`` [R, H] and perhaps logits [R, V].
+    def _run(self, tokens: TokenBatch, where: Tensor, *, whole_head: bool) -> tuple[Tensor, Tensor]:
+        """Run the model; return the head's inputs at ``where`` [R, H] and the model's logits.
 
-        Without ``keep_logits`` the head sees one row only.
+        The logits are those of ``where`` [R, V], or of one row: then the head is still to be run.
         """
         caught: list[Tensor] = []
 
         def replace_input(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             rows = args[0][where]
             caught.append(rows)
-            return (rows[None] if keep_logits else rows[None, :1].detach(), *args[1:])
+            return (rows[None] if whole_head else rows[None, :1].detach(), *args[1:])
 
         handle = self._head.register_forward_pre_hook(replace_input)
         try:
@@ -229,23 +227,15 @@ class CausalLMProbe(SampleProbe):
             logits = self.model(**inputs, use_cache=False).logits
         finally:
             handle.remove()
-        return caught[0], logits[0] if keep_logits else None
+        return caught[0], logits[0]
 
+    @torch.no_grad()
     def _is_head_plain(self, tokens: TokenBatch) -> bool:
         """Return whether the model does nothing to the head's output (scaling, soft-capping)."""
-        first = TokenBatch(
-            tokens.ids[:1],
-            tokens.input_ids[:1, :2],
-            tokens.labels[:1, :2],
-            torch.zeros_like(tokens.segments[:1, :2]),
-            [False],
-        )
-        everywhere = torch.ones_like(first.segments, dtype=torch.bool)
-        with torch.no_grad():
-            batch, self.recorder._batch = self.recorder._batch, None
-            hidden, logits = self._run(first, everywhere, keep_logits=True)
-            self.recorder._batch = batch
-            return bool(torch.equal(self._head(hidden[None])[0], _not_none(logits)))
+        ids = tokens.input_ids[:1, :2]
+        few = TokenBatch(tokens.ids[:1], ids, ids, torch.zeros_like(ids), [False])
+        hidden, logits = self._run(few, torch.ones_like(ids, dtype=torch.bool), whole_head=True)
+        return torch.equal(self._head(hidden), logits)
 
     def _refuse_long(self, tokens: TokenBatch) -> None:
         limit = getattr(self._base.config, "max_position_embeddings", None)
@@ -294,15 +284,16 @@ def linear_head_loss(
     limit = _CPU_LOGITS if hidden.device.type == "cpu" else _DEVICE_LOGITS
     size = max(1, limit // weight.shape[0])
     losses, gradient = [], torch.empty_like(hidden)
-    parts = zip(hidden.split(size), labels.split(size), weights.split(size), strict=True)
-    for n, (rows, label, factor) in enumerate(parts):
-        logits = _at_least_float32(F.linear(rows, weight, bias))
+    for start in range(0, len(hidden), size):
+        part = slice(start, start + size)
+        label, factor = labels[part], weights[part]
+        logits = _at_least_float32(F.linear(hidden[part], weight, bias))
         total = logits.logsumexp(1, keepdim=True)
         losses.append((total - logits.gather(1, label[:, None])).squeeze(1))
         p = logits.sub_(total).exp_()
         p[torch.arange(len(label), device=p.device), label] -= 1
         p.mul_(factor.to(p)[:, None])
-        gradient[n * size : n * size + len(rows)] = p.to(weight.dtype) @ weight
+        gradient[part] = p.to(weight.dtype) @ weight
     return torch.cat(losses), gradient
 
 
@@ -334,8 +325,3 @@ def _only_where(keep: Tensor, values: Tensor) -> Tensor:
     """Return ``values`` [N] or [N, k] with NaN where ``keep`` [N] is false."""
     keep = keep if values.ndim == 1 else keep[:, None]
     return values.where(keep, torch.nan)
-
-
-def _not_none(value: Tensor | None) -> Tensor:
-    assert value is not None
-    return value

@@ -87,7 +87,7 @@ class SampleProbe:
                     f"probe: expected one loss for each of {len(ids)} samples, got the shape "
                     f"{tuple(values.shape)}. Use a loss with reduction='none'."
                 )
-            values.sum().backward()
+            torch.autograd.backward(values.sum())
         features = self.recorder.finish()
         return table_rows(ids, values.detach(), [OK] * len(ids), features)
 
