@@ -92,6 +92,7 @@ def run(
     patterns: dict[str, Role] | None = None,
     dtype: Literal["float32", "float64"] = "float64",
     device: str = "cpu",
+    threads: int = 1,
     independent_backward: bool = False,
     out: str = "runs/coord_check",
     trainer: dict[str, Any] | None = None,
@@ -129,6 +130,7 @@ def run(
         patterns: Regular expression to role, for parameters that no preset knows.
         dtype: Of the whole computation.
         device: Such as cpu or cuda:0.
+        threads: CPU threads; small models are fastest with one.
         independent_backward: Send gradients back through independent copies of the hidden
             matrices (nn.Linear only): the control under which the drift of nfd vanishes.
         out: Folder for tables, figures and report.html.
@@ -169,6 +171,7 @@ def run(
         independent_backward,
     )
     shapes = _shapes(_names(rules), depth_list, width_list, settings.base_depth, seeds)
+    torch.set_num_threads(threads)
     folder = RunFolder(out)
     measured = _measure_all(settings, shapes, folder.path / "coord_check.json", seeds)
     checks = coord_check.fit_slopes(measured, p=p)
