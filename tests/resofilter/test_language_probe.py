@@ -186,9 +186,9 @@ def test_in_float32_the_closed_form_is_nearer_to_the_truth_than_the_published_lo
     loop = literal_features(model, samples.losses(), names).mean(1)
     truth = resofilter_score(score(model.double(), batch))
 
-    assert (ours - truth).abs().max() <= (loop - truth).abs().max()
+    assert (ours - truth).abs().mean() < 0.5 * (loop - truth).abs().mean()
     assert spearman(ours, loop) >= 0.99
-    assert spearman(ours, truth) >= 0.9999
+    assert spearman(ours, truth) >= spearman(loop, truth)
 
 
 @pytest.mark.parametrize("case", MODELS)
