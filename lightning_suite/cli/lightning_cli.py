@@ -19,8 +19,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_suite.cli.checkpoints import explain_resume_error, read_checkpoint
-from lightning_suite.cli.parsing import HelpFormatter, condense, prepare_classes
-from lightning_suite.cli.problems import config_files, find_problems
+from lightning_suite.cli.parsing import HelpFormatter, prepare_classes
+from lightning_suite.cli.problems import explain
 from lightning_suite.cli.shipped import resolve_options
 from lightning_suite.errors import SuiteError
 from lightning_suite.run_folder import RunFolder
@@ -138,13 +138,7 @@ class SuiteCLI(LightningCLI):
         try:
             self.config = parser.parse_args(words)
         except ArgumentError as err:
-            problems = [
-                p
-                for p in find_problems(config_files(words), self._subcommand_parsers[words[0]])
-                if not p.warning
-            ]
-            lines = [str(problem) for problem in problems] or [condense(str(err))]
-            raise SuiteError("\n  ".join(["the configuration cannot be used:", *lines])) from err
+            raise explain(words, self._subcommand_parsers[words[0]], err) from err
 
     def _parse_ckpt_path(self) -> None:
         """Take the model's arguments from the checkpoint, if this program wrote it.

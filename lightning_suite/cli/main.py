@@ -56,6 +56,16 @@ def main(args: list[str] | None = None) -> int:
             raise
         print(f"lightning-suite: error: {err}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as err:
+        package = (err.name or "").partition(".")[0]
+        if package not in ("torch", "lightning"):
+            raise
+        print(
+            f"lightning-suite: error: {package} is not installed; `lightning-suite doctor` says "
+            "what is missing.",
+            file=sys.stderr,
+        )
+        return 2
     except SystemExit as stop:  # --help and --print_config end this way
         if isinstance(stop.code, str):
             raise

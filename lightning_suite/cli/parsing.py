@@ -13,10 +13,10 @@ import textwrap
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 import docstring_parser
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from lightning_suite.cli.commands import COMMANDS
 from lightning_suite.cli.shipped import resolve_options
@@ -25,16 +25,6 @@ from lightning_suite.errors import SuiteError
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the line breaks of worked examples."""
-
-
-class ReadableErrors(ArgumentParser):
-    """A parser whose errors are a `SuiteError`, without the whole usage before it."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise instead of printing: `main` prints."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        raise SuiteError(f"{condense(message)} (see {self.prog.split(' [')[0]} --help)") from ex
 
 
 def run_command(name: str, args: list[str]) -> int:
@@ -46,32 +36,37 @@ def run_command(name: str, args: list[str]) -> int:
     if COMMANDS[name].takes_config:
         prepare_classes()
     run: Callable[..., int] = COMMANDS[name].module(name).run
-    parser = command_parser(name, run)
-    # `instantiate_classes` is its name before jsonargparse 4.49
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    config = instantiate(parser.parse_args(resolve_options(args)))
-    config.pop("config", None)
+    parser, words = command_parser(name, run), resolve_options(args)
+    try:
+        parsed = parser.parse_args(words)
+    except ArgumentError as err:
+        if COMMANDS[name].takes_config:
+            from lightning_suite.cli.problems import explain  # noqa: PLC0415
+
+            raise explain(words, parser, err) from err
+        raise SuiteError(f"{condense(str(err))} (see {parser.prog} --help)") from err
+    config = instantiate(parser, parsed)
+    config.update({key: parsed[key] for key in _described(run)})
     return run(**{key: config[key] for key in inspect.signature(run).parameters})
 
 
-def command_parser(name: str, run: Callable[..., int], **kwargs: Any) -> ArgumentParser:
+def command_parser(name: str, run: Callable[..., int]) -> ArgumentParser:
     """Build the parser of one command.
 
     Args:
         name: As the user types it.
         run: Its function: parameters without default are positional, ``bool = False`` is a flag,
-            a ``list`` without default takes one or more words.
-        kwargs: For the parser.
+            a ``list`` without default takes one or more words, ``config`` is ``-c``, repeatable.
     """
     doc = docstring_parser.parse(inspect.getdoc(run) or "", docstring_parser.DocstringStyle.GOOGLE)
     examples = [meta.description or "" for meta in doc.meta if meta.args[0] == "examples"]
-    parser = ReadableErrors(
+    parser = ArgumentParser(
         prog=f"lightning-suite {name}",
         description="\n\n".join(filter(None, (doc.short_description, doc.long_description))),
         epilog="\n".join(["Examples:", *_indented(examples)]) if examples else None,
         formatter_class=HelpFormatter,
         allow_abbrev=False,
-        **kwargs,
+        exit_on_error=False,
     )
     if COMMANDS[name].takes_config:
         parser.add_argument(
@@ -84,6 +79,8 @@ def command_parser(name: str, run: Callable[..., int], **kwargs: Any) -> Argumen
         if hints[key] is bool and parameter.default is False:
             flag = f"--{key.replace('_', '-')}"
             parser.add_argument(flag, dest=key, action="store_true", help=helps.get(key))
+        elif key == "config":
+            parser.add_argument("-c", "--config", action="append", help=helps.get(key))
         elif get_origin(hints[key]) is list and parameter.default is parameter.empty:
             (item,) = get_args(hints[key])
             metavar = key.upper().removesuffix("S")
@@ -91,8 +88,22 @@ def command_parser(name: str, run: Callable[..., int], **kwargs: Any) -> Argumen
         else:
             continue
         special.add(key)
+    for key, base in _described(run).items():
+        parser.add_subclass_arguments(
+            base, key, instantiate=False, required=False, help=helps.get(key, "")
+        )
+        special.add(key)
     parser.add_function_arguments(run, as_group=False, as_positional=True, skip=special)
     return parser
+
+
+def _described(run: Callable[..., int]) -> dict[str, type]:
+    """Return the sections that a command instantiates itself, several times, by base class.
+
+    `run` is given their descriptions (class_path, init_args), checked like any other.
+    """
+    found: dict[str, type] = getattr(sys.modules[run.__module__], "DESCRIBED", {})
+    return found
 
 
 def prepare_classes() -> dict[str, str]:
@@ -113,6 +124,14 @@ def prepare_classes() -> dict[str, str]:
         except (MissingExtraError, ModuleNotFoundError) as err:
             missing[name] = str(err)
     return missing
+
+
+def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
+    """Make the objects of a parsed configuration."""
+    # `instantiate_classes` is the method's name before jsonargparse 4.49
+    make = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    built: Namespace = make(config)
+    return built
 
 
 def condense(message: str) -> str:

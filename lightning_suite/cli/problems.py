@@ -12,7 +12,7 @@ import copy
 import importlib
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import lightning_suite
 from lightning_suite.cli.parsing import condense
+from lightning_suite.cli.shipped import is_text
 from lightning_suite.errors import SuiteError, did_you_mean
 
 Keys = tuple[str | int, ...]
@@ -76,6 +77,30 @@ def config_files(words: Sequence[str]) -> list[str]:
     """Return the values of ``-c`` and ``--config`` in a command line, in order."""
     after = [word for option, word in pairwise(words) if option in ("-c", "--config")]
     return after + [w.removeprefix("--config=") for w in words if w.startswith("--config=")]
+
+
+def command_of(files: Sequence[str], parsers: Mapping[str, ArgumentParser]) -> str:
+    """Return the command that these files are for: the one that knows most of their keys.
+
+    Args:
+        files: As for `find_problems`.
+        parsers: The parser of each command that takes configs; the first wins a draw.
+    """
+    sources = [source for source in map(_read, files) if isinstance(source, _Source)]
+    keys = {str(key) for source in sources for key in source.values}
+
+    def known(command: str) -> int:
+        names = {key.partition(".")[0] for key in parsers[command].get_defaults().keys()}  # noqa: SIM118
+        return len(keys & names)
+
+    return max(parsers, key=known)
+
+
+def explain(words: Sequence[str], parser: ArgumentParser, error: Exception) -> SuiteError:
+    """Return one error with all problems of the configs in a command line, or with ``error``."""
+    problems = [p for p in find_problems(config_files(words), parser) if not p.warning]
+    lines = [str(problem) for problem in problems] or [condense(str(error))]
+    return SuiteError("\n  ".join(["the configuration cannot be used:", *lines]))
 
 
 def find_problems(files: Sequence[str], parser: ArgumentParser) -> list[Problem]:
@@ -158,7 +183,7 @@ class _Source:
 
 
 def _read(file: str) -> _Source | Problem:
-    if "\n" in file or file.lstrip().startswith("{"):
+    if is_text(file):
         name, text = "-c", file
     else:
         try:
@@ -256,6 +281,10 @@ def _refused(parser: ArgumentParser, inner: Keys, value: Any, keys: Keys) -> lis
         return []
     if unknown := _unknown(parser, inner):
         return [(keys, unknown)]
+    dotted = ".".join(str(key) for key in inner)
+    wants_class = f'Parser key "{dotted}"' in refusal and "given class_path" in refusal
+    if isinstance(value, dict) and wants_class and not set(value) & set(_CLASS_KEYS):
+        return [(keys, "name the class: `class_path: …`, and its arguments under `init_args:`")]
     parts: list[tuple[Keys, str]] = []
     if isinstance(value, dict) and isinstance(value.get("class_path"), str):
         found = _find_class(value["class_path"], keys)

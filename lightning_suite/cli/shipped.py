@@ -49,12 +49,17 @@ def find_config(name: str) -> Traversable:
     raise SuiteError(f"there is no config {name!r}.{guess} `lightning-suite list` shows them all.")
 
 
+def is_text(config: str) -> bool:
+    """Whether the value of ``-c`` is YAML itself and not the name of a file."""
+    return "\n" in config or config.lstrip().startswith("{")
+
+
 def resolve(path: str) -> str:
     """Return ``path`` itself, or the shipped config that it names where there is no such file.
 
     So ``-c configs/overlays/wandb.yaml`` and ``-c overlays/wandb`` work from any folder.
     """
-    if Path(path).exists():
+    if is_text(path) or Path(path).exists():
         return path
     shipped = shipped_configs().get(path.removeprefix("configs/").removesuffix(".yaml"))
     return path if shipped is None else str(shipped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from lightning_suite.cli.lightning_cli import ParserOnly
 from lightning_suite.cli.main import main
 from lightning_suite.cli.parsing import prepare_classes
 from lightning_suite.cli.problems import config_files, find_problems
+from lightning_suite.cli.shipped import shipped_configs
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +151,12 @@ def test_a_module_that_cannot_be_imported_says_why(check, project):
     assert "cannot import 'broken.Net': ModuleNotFoundError: No module named 'no_s" in lines[0]
 
 
+def test_arguments_without_their_class_are_explained(check):
+    status, lines = check("model:\n  width: 4\n", base="")
+    assert status == 1
+    assert "0.yaml:1: error: model: name the class: `class_path: …`" in lines[0]
+
+
 def test_a_class_of_the_wrong_kind_is_named(check):
     _, lines = check("model:\n  class_path: users_project.Data\n")
     assert "model: users_project.Data is not a LightningModule" in lines[0]
@@ -204,6 +212,15 @@ def test_it_never_disagrees_with_the_parser_of_fit(project, parser):
             refused += 1
         assert fits == (not errors), (number, config, errors)
     assert 10 < refused < 38  # the damage is neither always nor never fatal
+
+
+@pytest.mark.parametrize("name", [n for n in shipped_configs() if not n.startswith("overlays/")])
+def test_shipped_configs_are_ok_for_their_command(name, capsys):
+    assert main(["check", name]) == 0
+    command = re.search(r"lightning-suite (\S+)", shipped_configs()[name].read_text())
+    verdict = capsys.readouterr().out.splitlines()[-1]
+    assert command is not None
+    assert verdict == f"{name}: ok" + ("" if command[1] == "fit" else f" (for {command[1]})")
 
 
 def test_config_files_are_read_off_the_command_line():

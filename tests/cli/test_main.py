@@ -80,6 +80,17 @@ def test_starts_without_torch(args):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_fit_without_torch_points_to_doctor():
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['lightning'] = None\n"
+        "from lightning_suite.cli.main import main\n"
+        "sys.exit(main(['fit', '-c', 'x.yaml']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "lightning is not installed; `lightning-suite doctor` says" in done.stderr
+
+
 def test_python_m_is_the_same_program():
     done = subprocess.run(
         [sys.executable, "-m", "lightning_suite", "chek"],

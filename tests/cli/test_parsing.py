@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from lightning_suite.cli.commands import COMMANDS, Command
+from lightning_suite.cli.main import main
 from lightning_suite.cli.parsing import command_parser, condense, prepare_classes
-from lightning_suite.errors import SuiteError
 
 
 def study(files: list[str], depths: list[int] | None = None, rate: float = 0.5, dry: bool = False):
@@ -51,12 +51,21 @@ def test_help_has_the_docstring(parser):
     assert text.endswith("Examples:\n  lightning-suite study a.yaml\n")
 
 
-def test_errors_are_short_and_point_to_the_help(parser):
-    with pytest.raises(SuiteError) as error:
-        parser.parse_args(["a", "--rate", "fast"])
-    assert str(error.value) == (
-        "rate: expected float, got 'fast' (see lightning-suite study --help)"
-    )
+def test_errors_are_short_and_point_to_the_help(capsys):
+    assert main(["cp", "wandb"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lightning-suite: error: ")
+    assert "dest" in error
+    assert error.endswith("(see lightning-suite cp --help)\n")
+
+
+def test_a_config_of_a_command_with_typos_gives_all_of_them(tmp_path, capsys):
+    path = tmp_path / "study.yaml"
+    path.write_text("depth: 4\nseeds: many\n")
+    assert main(["coord-check", "-c", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{path}:1: error: depth: unknown key. Did you mean 'depths'?" in error
+    assert f"{path}:2: error: seeds: expected int, got 'many'" in error
 
 
 def test_the_current_folder_is_importable_once(tmp_path, monkeypatch):

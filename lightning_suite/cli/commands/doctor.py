@@ -6,14 +6,24 @@ from lightning_suite import __version__
 from lightning_suite.cli.parsing import count
 
 
-def run() -> int:
+def run(config: list[str] | None = None) -> int:
     """Look at versions, extras, devices and logins, and say what to do about problems.
 
     Nothing is installed, downloaded or sent. Exit status 1 if something cannot work as it is.
 
+    Args:
+        config: Instead: show the role and learning-rate factor of every parameter of this
+            config's model, as its DepthMuPLRCallback would set them. May be repeated, as for fit.
+
     Example:
         lightning-suite doctor
+        lightning-suite doctor -c depth_mup/llama_from_scratch -c overlays/depth_mup
     """
+    if config:
+        from lightning_suite.cli.role_table import role_table  # noqa: PLC0415
+
+        print(role_table(config))
+        return 0
     from lightning_suite.cli import environment  # noqa: PLC0415
 
     print(f"lightning-suite {__version__}")
