@@ -46,7 +46,8 @@ def run_command(name: str, args: list[str]) -> int:
             raise explain(words, parser, err) from err
         raise SuiteError(f"{condense(str(err))} (see {parser.prog} --help)") from err
     config = instantiate(parser, parsed)
-    config.update({key: parsed[key] for key in _described(run)})
+    for key in _described(run):
+        config[key] = parsed[key]
     return run(**{key: config[key] for key in inspect.signature(run).parameters})
 
 

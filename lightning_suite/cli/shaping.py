@@ -35,7 +35,9 @@ def build(base: type[T], spec: Mapping[str, Any], section: str) -> T:
     parser.add_subclass_arguments(base, section, required=True)
     try:
         config = parser.parse_object({section: dict(spec)})
-        built: T = parser.instantiate_classes(config)[section]
+        # `instantiate_classes` is its name before jsonargparse 4.49
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        built: T = instantiate(config)[section]
     except ArgumentError as err:
         raise SuiteError(condense(str(err))) from err
     return built

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric import Fabric
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
@@ -25,6 +26,9 @@ from lightning_suite.depth_mup.rules import Role, Rule
 from lightning_suite.errors import MissingExtraError, SuiteError
 from lightning_suite.files import write_json
 from lightning_suite.run_folder import RunFolder
+
+# Built anew at every shape: `run` is given class_path and init_args, checked by the parser.
+DESCRIBED = {"model": LightningModule, "data": LightningDataModule}
 
 # In the linear regime: changes stay proportional to the rate, at every depth.
 _DEFAULT_LR = {"sgd": 0.01, "adam": 1e-4}
@@ -59,6 +63,11 @@ class _Settings:
     device: str
     independent_backward: bool
 
+    def plain(self) -> dict[str, Any]:
+        """Return the settings as JSON reads them back."""
+        settings: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return settings
+
 
 @dataclass(frozen=True)
 class _Shape:
@@ -71,8 +80,8 @@ class _Shape:
 
 
 def run(
-    model: dict[str, Any] | None = None,
-    data: dict[str, Any] | None = None,
+    model: Namespace | None = None,
+    data: Namespace | None = None,
     depths: list[int] | str = "4,8,16,32,64",
     rules: list[str] | str = "depth_mup,nfd,completep",
     widths: list[int] | str | None = None,
@@ -152,8 +161,8 @@ def run(
         raise SuiteError(f"steps={steps}, seeds={seeds}: both must be at least 1.")
     depth_list, width_list = _numbers("depths", depths), _numbers("widths", widths or [])
     settings = _Settings(
-        model,
-        data,
+        model.as_dict(),
+        data.as_dict(),
         base_depth or min(depth_list),
         base_width or min(width_list, default=None),
         depth_key,
@@ -215,7 +224,7 @@ def _measure_all(
     done: dict[str, list[dict[str, float]]] = {}
     if store.exists():
         saved = json.loads(store.read_text(encoding="utf-8"))
-        if saved["settings"] == json.loads(json.dumps(asdict(settings))):
+        if saved["settings"] == settings.plain():
             done = saved["runs"]
         else:
             print(f"{store}: made with other settings, starting anew", file=sys.stderr)
@@ -226,7 +235,7 @@ def _measure_all(
             _progress(f"[{number}/{len(shapes)}] {key}")
             batches = batches or _batches(settings, seeds)
             done[key] = _run_one(settings, shape, batches[shape.seed])
-            write_json(store, {"settings": asdict(settings), "runs": done})
+            write_json(store, {"settings": settings.plain(), "runs": done})
     _progress("")
     return [
         {**asdict(shape), **row}
@@ -345,7 +354,7 @@ def _write(
     folder.write_record(
         command=["lightning-suite", *sys.argv[1:]],
         seed=0,
-        config=yaml.safe_dump(asdict(settings), sort_keys=False),
+        config=yaml.safe_dump(settings.plain(), sort_keys=False),
     )
     try:
         from lightning_suite.report.coord_check_figure import (  # noqa: PLC0415
