@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.resofilter.features import Feature, compute_features
-from lightning_suite.resofilter.rows import InputRows, LayerGradients
+from lightning_suite.resofilter.rows import InputRows, LayerGradients, Ranges
 from lightning_suite.resofilter.targets import Target
 
 Pair = tuple[Tensor, Tensor]
@@ -201,22 +201,29 @@ class _Batch:
     waiting: dict[nn.Module, list[Pair]] = field(default_factory=lambda: defaultdict(list))
     values: dict[str, Tensor] = field(default_factory=dict)
     # gate and up, or q, k and v, read the same input: their rows and inner products are shared
-    _last: _SharedInputs | None = None
+    last: _SharedInputs | None = None
 
     def gradients(self, target: Target, pairs: Sequence[Pair]) -> LayerGradients:
         """Return the per-sample gradients from all calls of the target's layer."""
-        owners = torch.cat([self._owners(target, g) for _, g in pairs])
-        g = torch.cat([_rows(target.output_gradients(g)) for _, g in pairs])
-        kept = self._kept_rows(owners, g)
+        owners = _cat([self._owners(target, g) for _, g in pairs])
+        g = _cat([_rows(target.output_gradients(g)) for _, g in pairs])
+        kept = ((owners >= 0) & _any_nonzero(g)).nonzero().squeeze(1)
+        xs = [x for x, _ in pairs]
+        ranges = _ranges(owners, kept, self.n_samples)
         dtype = torch.promote_types(g.dtype, torch.float32)
-        if kept is not None:
+        if ranges is not None:
+            inputs = self._shared_inputs(target, xs, ranges, dtype)
+        else:  # a sample's rows are not together: several calls, or packed in turns
+            kept = kept[owners[kept].argsort(stable=True)]
             owners, g = owners[kept], g[kept]
+            everything = torch.arange(len(kept), device=kept.device)
+            ranges = _ranges(owners, everything, self.n_samples)
+            assert ranges is not None
+            x = _cat([_rows(target.inputs(x)) for x in xs])[kept]
+            inputs = InputRows(x.to(dtype), ranges)
         g = g.to(dtype)
         if self.multipliers is not None:
-            g = g * self.multipliers.to(g)[owners, None]
-        counts = torch.bincount(owners, minlength=self.n_samples)
-        offsets = [0, *counts.cumsum(0).tolist()]
-        inputs = self._inputs(target, [x for x, _ in pairs], kept, offsets, dtype)
+            g = g * self.multipliers.to(g)[owners.clamp_min(0), None]
         return LayerGradients(target.name, inputs, g, target.weight)
 
     def _owners(self, target: Target, g: Tensor) -> Tensor:
@@ -234,38 +241,17 @@ class _Batch:
         each = shape[1:].numel()
         return torch.arange(self.n_samples, device=g.device).repeat_interleave(each)
 
-    def _kept_rows(self, owners: Tensor, g: Tensor) -> Tensor | None:
-        """Return the rows to keep, sorted by sample; None for all as they are.
-
-        Padding, and in the last layers everything that is no label, has a gradient of exactly 0.
-        """
-        kept = ((g.abs().amax(1) != 0) & (owners >= 0)).nonzero().squeeze(1)
-        of_kept = owners[kept]
-        if bool((of_kept.diff() < 0).any()):
-            kept = kept[of_kept.argsort(stable=True)]
-        elif len(kept) == len(owners):
-            return None
-        return kept
-
-    def _inputs(
-        self,
-        target: Target,
-        xs: Sequence[Tensor],
-        kept: Tensor | None,
-        offsets: Sequence[int],
-        dtype: torch.dtype,
+    def _shared_inputs(
+        self, target: Target, xs: Sequence[Tensor], ranges: Ranges, dtype: torch.dtype
     ) -> InputRows:
-        key: tuple[Any, ...] = (target.kind, target.parameter == "bias", tuple(offsets), dtype)
+        key: tuple[Any, ...] = (target.kind, target.parameter, ranges, dtype)
         key += tuple((x.data_ptr(), x._version, x.shape, x.stride()) for x in xs)
         if target.kind == "conv2d":
             key += (id(target.module),)
-        last = self._last
-        if last is not None and key == last.key and _same_rows(kept, last.kept):
-            return last.inputs
-        x = torch.cat([_rows(target.inputs(x)) for x in xs])
-        inputs = InputRows((x if kept is None else x[kept]).to(dtype), offsets)
-        self._last = _SharedInputs(key, kept, inputs, xs)
-        return inputs
+        if self.last is None or self.last.key != key:
+            x = _cat([_rows(target.inputs(x)) for x in xs])
+            self.last = _SharedInputs(key, InputRows(x.to(dtype), ranges), xs)
+        return self.last.inputs
 
 
 @dataclass
@@ -276,15 +262,48 @@ class _SharedInputs:
     """
 
     key: tuple[Any, ...]
-    kept: Tensor | None
     inputs: InputRows
     source: Sequence[Tensor]
 
 
-def _same_rows(kept: Tensor | None, other: Tensor | None) -> bool:
-    if kept is None or other is None:
-        return kept is other
-    return torch.equal(kept, other)
+def _ranges(owners: Tensor, kept: Tensor, n_samples: int) -> Ranges | None:
+    """Return the range of rows of each sample that holds all it keeps; None if there is none.
+
+    Args:
+        owners: Sample of every row, -1 for none: [R].
+        kept: Rows that must be in their sample's range, ascending.
+        n_samples: N.
+    """
+    of_kept = owners[kept]
+    if bool((of_kept.diff() < 0).any()):
+        return None
+    ends = torch.bincount(of_kept, minlength=n_samples).cumsum(0).tolist()
+    rows = kept.tolist()
+    ranges, start = [], 0
+    for end in ends:
+        ranges.append((rows[start], rows[end - 1] + 1) if end > start else (0, 0))
+        start = end
+    inside = torch.cat([owners[first:last] for first, last in ranges])
+    expected = torch.arange(n_samples, device=owners.device).repeat_interleave(
+        torch.tensor([last - first for first, last in ranges], device=owners.device)
+    )
+    return tuple(ranges) if torch.equal(inside, expected) else None
+
+
+def _any_nonzero(rows: Tensor) -> Tensor:
+    """Return which rows [R, D] have an entry other than 0: [R], bool.
+
+    Padding, and in the last layers everything that is no label, has a gradient of exactly 0.
+    Most other rows show it in their first entries, which spares reading them whole.
+    """
+    found = (rows[:, :8] != 0).any(1)
+    rest = (~found).nonzero().squeeze(1)
+    found[rest] = rows[rest].abs().amax(1) != 0
+    return found
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _rows(values: Tensor) -> Tensor:
