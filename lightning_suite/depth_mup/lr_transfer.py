@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -237,6 +237,14 @@ class RunResult:
     diverged_at: int | None
 
 
+def check_final_steps(final_steps: int, steps: int) -> None:
+    """Raise a :class:`SuiteError` unless ``final_steps`` lies between 1 and ``steps``."""
+    if not 1 <= final_steps <= steps:
+        raise SuiteError(
+            f"final_steps={final_steps} of steps={steps}; it must lie between 1 and {steps}."
+        )
+
+
 def final_loss(losses: Tensor, final_steps: int) -> Tensor:
     """Return the mean loss of the last steps, ``inf`` for runs that diverged.
 
@@ -254,7 +262,17 @@ def final_loss(losses: Tensor, final_steps: int) -> Tensor:
     return final.masked_fill(~(final <= losses[:, 0]), math.inf)
 
 
-TrainChunk = Callable[[Chunk, Callable[[float], None]], list[RunResult]]
+class Engine(Protocol):
+    """Who trains the chunks of a sweep."""
+
+    def settings(self, grid: Grid) -> dict[str, Any]:
+        """Return all that a run's result depends on besides its rule and depth, as plain JSON."""
+
+    def runs_at_once(self, depth: int) -> int:
+        """Return the largest number of runs in a chunk of this depth."""
+
+    def __call__(self, chunk: Chunk, on_progress: Callable[[float], None]) -> list[RunResult]:
+        """Train a chunk; ``on_progress`` hears the finished fraction."""
 
 
 def _slug(rule: RuleChoice, depth: int) -> str:
@@ -329,11 +347,7 @@ class BatchedEngine:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        if not 1 <= self.final_steps <= self.steps:
-            raise SuiteError(
-                f"final_steps={self.final_steps} of steps={self.steps}; it must lie between 1 and "
-                f"{self.steps}."
-            )
+        check_final_steps(self.final_steps, self.steps)
 
     def settings(self, grid: Grid) -> dict[str, Any]:
         """Return all that a run's result depends on besides its rule and depth, as plain JSON."""

@@ -24,7 +24,6 @@ from lightning_suite.depth_mup.lr_transfer import (
     Grid,
     Point,
     RunResult,
-    TrainChunk,
     extension,
     plan,
     shard_of,
@@ -32,6 +31,7 @@ from lightning_suite.depth_mup.lr_transfer import (
 from lightning_suite.errors import SuiteError
 from lightning_suite.files import write_csv, write_json
 
+TrainChunk = Callable[[Chunk, Callable[[float], None]], list[RunResult]]
 # Heard during a sweep: finished fraction of the planned work, and the chunk at hand.
 Progress = Callable[[float, str], None]
 

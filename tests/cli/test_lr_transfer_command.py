@@ -138,5 +138,5 @@ def test_the_config_of_fashion_mnist_differs_only_in_the_data_and_its_rates() ->
         yaml.safe_load(find_config(f"depth_mup/lr_transfer_{name}").read_text())
         for name in ("digits", "fashion_mnist")
     )
-    assert {key for key in one if one[key] != other[key]} == {"out", "lrs", "data"}
+    assert {key for key in one if one[key] != other[key]} == {"out", "lrs", "seeds", "data"}
     assert other["data"]["init_args"]["source"] == "/usr/share/datasets/fashion-mnist"

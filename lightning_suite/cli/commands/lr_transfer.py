@@ -18,6 +18,7 @@ from lightning_suite.depth_mup.batched import OptimizerSettings
 from lightning_suite.depth_mup.lr_optimum import DepthOptimum, Drift, Interval, analyse
 from lightning_suite.depth_mup.lr_transfer import (
     BatchedEngine,
+    Engine,
     Grid,
     NetSettings,
     RuleChoice,
@@ -53,12 +54,18 @@ def run(
     merge: list[str] | None = None,
     device: str = "cpu",
     threads: int = 1,
+    fit_config: str | list[str] | None = None,
+    depth_key: str | None = None,
+    lr_key: str | None = None,
 ) -> int:
-    """Find the best learning rate at every depth, and say whether it stays put.
+    r"""Find the best learning rate at every depth, and say whether it stays put.
 
     Trains a grid of rules, depths, learning rates and seeds; all runs of one rule and depth train
     together in one batched computation. Leaves tables, figures and a report in OUT. A sweep that
     was stopped continues when the same command is given again.
+
+    With --fit_config, any LightningModule: each run is one `fit` of that config with
+    DepthMuPLRCallback, and the options model, data, optimizer, batch_size and device are not used.
 
     Args:
         out: Folder of the sweep.
@@ -78,12 +85,17 @@ def run(
         merge: Folders of shards that were trained elsewhere, to be taken into OUT first.
         device: Where to train, such as cpu or cuda.
         threads: CPU threads; one a process is fastest for small nets (use shards for more cores).
+        fit_config: Configs of `fit`, separated by commas, to sweep a module of any kind.
+        depth_key: Where its depth is set, such as model.init_args.num_layers; default: found.
+        lr_key: Where its learning rate is set; default: model.init_args.optimizer.init_args.lr.
 
     Example:
         lightning-suite lr-transfer --config quickstart/depth_mup
         lightning-suite lr-transfer --rules sp,nfd,completep --depths 2,8,32 --out runs/mine
         lightning-suite lr-transfer --optimizer.name adamw --lrs 2^-12..2^-5 --seeds 5
         lightning-suite lr-transfer --shard 1/2 & lightning-suite lr-transfer --shard 2/2; wait
+        lightning-suite lr-transfer --fit_config depth_mup/llama_from_scratch \
+          --depths 2,4,8 --lrs 2^-12..2^-6 --rules sp,depth_mup --steps 100 --final_steps 20
     """
     grid = Grid(
         tuple(RuleChoice.parse(rule) for rule in _words(rules)),
@@ -93,10 +105,24 @@ def run(
         base_depth,
     )
     part = _shard(shard)
-    train, val = _tensors(data)
-    engine = BatchedEngine(
-        model, optimizer, train, val, base_depth, steps, batch_size, final_steps, device
-    )
+    engine: Engine
+    if fit_config is not None:
+        from lightning_suite.cli.trainer_sweep import TrainerEngine  # noqa: PLC0415
+
+        engine = TrainerEngine(
+            _words(fit_config),
+            base_depth=base_depth,
+            base_width=model.base_width,
+            steps=steps,
+            final_steps=final_steps,
+            depth_key=depth_key,
+            lr_key=lr_key,
+        )
+    else:
+        train, val = _tensors(data)
+        engine = BatchedEngine(
+            model, optimizer, train, val, base_depth, steps, batch_size, final_steps, device
+        )
     settings = engine.settings(grid)
     store = SweepStore(out, settings)
     for folder in merge or []:
