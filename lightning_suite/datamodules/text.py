@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from lightning_suite.datamodules.hf_datasets import (
 )
 from lightning_suite.datamodules.loading import ResumableLoader, eval_loader, train_loader
 from lightning_suite.errors import SuiteError, did_you_mean
-from lightning_suite.extras import import_extra
+from lightning_suite.language.loading import load_tokenizer
 
 Batch = dict[str, Tensor]
 
@@ -78,8 +77,8 @@ class TextDataModule(LightningDataModule):
             * ``"hub:OWNER/NAME"``: a data set of the Hugging Face Hub, downloaded once (extra
               ``llm``).
         tokenizer: ``"bytes"`` (the UTF-8 bytes, vocabulary 256), or a Hugging Face tokenizer: a
-            local folder or a name of the Hub (extra ``llm``). Documents are separated by its end
-            token; bytes by an empty line.
+            local folder, a name of the Hub, a ``.gguf`` file or ``package:NAME`` (extra ``llm``).
+            Documents are separated by its end token; bytes by an empty line.
         block_size: Tokens a block.
         batch_size: Blocks a batch (and rank).
         val_fraction: Share of the blocks to validate on; 0 for no validation.
@@ -276,23 +275,6 @@ def encode(texts: Sequence[str], tokenizer: Any) -> Tensor:
     # verbose=False: a text may be longer than what the tokenizer's model takes; it is cut below
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor([t for tokens in encoded for t in (*tokens, *end)], dtype=torch.int32)
-
-
-def load_tokenizer(name: str) -> Any:
-    """Load a Hugging Face tokenizer from a local folder or the Hub; runs no code of the model."""
-    transformers = import_extra("transformers", "llm")
-    folder = Path(name).expanduser()
-    local = folder.is_dir()
-    # The Rust tokenizers would start threads of their own before the workers are forked.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        return transformers.AutoTokenizer.from_pretrained(
-            str(folder) if local else name, local_files_only=local, trust_remote_code=False
-        )
-    except (OSError, ValueError) as err:
-        raise SuiteError(
-            f"tokenizer {name!r}: is neither 'bytes' nor a tokenizer that can be loaded: {err}"
-        ) from err
 
 
 def _pydoc_topics() -> list[str]:

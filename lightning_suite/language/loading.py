@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from inspect import signature
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from lightning_suite.errors import SuiteError, did_you_mean
 from lightning_suite.extras import import_extra
+from lightning_suite.language.gguf import local_model
 from lightning_suite.language.layers import config_class
 
 DTYPES = {
@@ -62,9 +64,10 @@ def causal_lm_from_pretrained(
     """Load a trained causal LM, in training mode.
 
     Args:
-        name: A local folder written by ``save_pretrained``, or a name of the Hugging Face Hub,
-            which is downloaded once (``HF_HUB_OFFLINE=1`` forbids it). Weights must be
-            safetensors; no code of the model is run.
+        name: A local folder written by ``save_pretrained``; ``package:NAME`` or a ``.gguf`` file,
+            see :mod:`lightning_suite.language.gguf`; or a name of the Hugging Face Hub, which is
+            downloaded once (``HF_HUB_OFFLINE=1`` forbids it). Weights must be safetensors; no
+            code of the model is run.
         dtype: Of the parameters; a key of ``DTYPES``. Never taken from the checkpoint.
         attn_implementation: As in :func:`causal_lm_from_config`.
 
@@ -72,11 +75,11 @@ def causal_lm_from_pretrained(
         SuiteError: Nothing loadable has that name, or the checkpoint lacks weights of the model.
     """
     transformers = import_extra("transformers", "llm")
-    folder = Path(name).expanduser()
-    local = folder.is_dir()
+    found = local_model(name)
+    local = Path(found).is_dir()
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            str(folder) if local else name,
+            found,
             local_files_only=local,
             trust_remote_code=False,
             use_safetensors=True,
@@ -94,6 +97,29 @@ def causal_lm_from_pretrained(
             "Is it a checkpoint of another kind of model?"
         )
     return model.train()  # transformers returns it in evaluation mode: without dropout
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load a Hugging Face tokenizer; runs no code of the model.
+
+    Args:
+        name: A local folder, a name of the Hub, ``package:NAME`` or a ``.gguf`` file.
+
+    Raises:
+        SuiteError: Nothing loadable has that name.
+    """
+    transformers = import_extra("transformers", "llm")
+    found = local_model(name)
+    # The Rust tokenizers would start threads of their own before the workers are forked.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            found, local_files_only=Path(found).is_dir(), trust_remote_code=False
+        )
+    except (OSError, ValueError) as err:
+        raise SuiteError(
+            f"tokenizer {name!r}: is neither 'bytes' nor a tokenizer that can be loaded: {err}"
+        ) from err
 
 
 def add_lora(model: Any, options: Mapping[str, Any]) -> Any:

