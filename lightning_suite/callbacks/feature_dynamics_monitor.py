@@ -209,9 +209,11 @@ class FeatureDynamicsMonitor(Callback):
             packed = trainer.strategy.reduce(packed.to(pl_module.device), reduce_op="sum")
         measured = dynamics.unpack(packed)
         summary = {f"depth_mup/{key}": value for key, value in measured.summary().items()}
-        # callback_metrics and the progress bar get it from here; loggers below, because Lightning
-        # would drop every step that is no multiple of log_every_n_steps
-        pl_module.log_dict(summary, on_step=True, on_epoch=False, logger=False)
+        # As LearningRateMonitor does: a metric that goes through `pl_module.log` costs time in
+        # every later step, and would reach the loggers in multiples of log_every_n_steps only.
+        trainer.callback_metrics.update(
+            {key: torch.tensor(value) for key, value in summary.items()}
+        )
         for logger in trainer.loggers:
             logger.log_metrics(summary, step=step)
         if trainer.is_global_zero:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_suite import FeatureDynamicsMonitor
 from lightning_suite.depth_mup.models import ResidualMLP
@@ -70,21 +71,19 @@ def fit(
     *callbacks: Any,
     model: LightningModule | None = None,
     ckpt_path: str | None = None,
-    trainer_class: Any = Trainer,
     **options: Any,
 ) -> tuple[LightningModule, Any]:
     torch.manual_seed(1)
     model = model or Regression()
-    trainer = trainer_class(
+    trainer = Trainer(
         default_root_dir=folder,
         accelerator="cpu",
-        devices=1,
         callbacks=list(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
         log_every_n_steps=1,
-        **{"max_epochs": 3, "logger": False, **options},
+        **{"max_epochs": 3, "logger": False, "devices": 1, **options},
     )
     trainer.fit(model, data(), data(), ckpt_path=ckpt_path)
     return model, trainer
@@ -229,6 +228,49 @@ def test_a_compiled_model_is_measured_like_an_eager_one(tmp_path: Path) -> None:
     for a, b in zip(eager, compiled, strict=True):
         for key, value in a.items():
             assert float(value) == pytest.approx(float(b[key]), rel=1e-4, abs=1e-7), key
+
+
+class Halves(Regression):
+    """Each of several ranks takes its rows of the same batches."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        dataset = data().dataset
+        ranks = self.trainer.world_size
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            dataset, num_replicas=ranks, rank=self.global_rank, shuffle=False
+        )
+        return DataLoader(dataset, batch_size=10 // ranks, sampler=sampler)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's and Python's advice about forks
+def test_two_ranks_measure_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows are measured; squares are averaged over ranks."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    for ranks in (1, 2):
+        model = seeded(Halves)
+        model.dropout.p = 0.0
+        Trainer(
+            default_root_dir=tmp_path / str(ranks),
+            accelerator="cpu",
+            devices=ranks,
+            strategy="ddp_fork" if ranks > 1 else "auto",
+            use_distributed_sampler=False,
+            callbacks=[FeatureDynamicsMonitor(every_n_steps=2, rows=10)],
+            max_steps=5,
+            max_epochs=2,
+            limit_val_batches=0,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        ).fit(model)
+    one, two = table(tmp_path / "1"), table(tmp_path / "2")
+    assert [row["step"] for row in two] == [row["step"] for row in one] == [*"000222444"]
+    for a, b in zip(one, two, strict=True):
+        for key in ("first_update", "last_update", "first_stream", "coupling", "relative_change"):
+            assert float(b[key]) == pytest.approx(float(a[key]), rel=1e-3, abs=1e-5), key
 
 
 def test_the_other_lightning_package_takes_it_too(tmp_path: Path) -> None:
