@@ -1,0 +1,48 @@
+"""Scoring any network that has a loss per sample."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_suite.depth_mup.models import ResidualConvNet
+from lightning_suite.errors import SuiteError
+from lightning_suite.resofilter.features import make_features
+from lightning_suite.resofilter.probe import SampleProbe
+from lightning_suite.resofilter.targets import find_targets
+
+
+def test_an_image_classifier_is_scored_sample_by_sample() -> None:
+    model = ResidualConvNet(1, 10, width=8, depth=2).double()
+    x, y = torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.randint(0, 10, (6,))
+    targets = find_targets(model).found
+    with SampleProbe(model, targets, make_features(["grad_norm"])) as probe:
+        rows = probe.score(
+            [f"{i}" for i in range(6)],
+            lambda: nn.functional.cross_entropy(model(x), y, reduction="none"),
+        )
+    assert rows["status"] == ["ok"] * 6
+    names = [name.removesuffix(".grad_norm") for name in rows if name.endswith("grad_norm")]
+    assert len(names) == len(targets) > 3
+    for i in range(6):
+        model.zero_grad()
+        nn.functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
+        for name in names:
+            expected = model.get_submodule(name).weight.grad.norm().item()
+            assert rows[f"{name}.grad_norm"][i].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_loss_that_is_already_a_mean_is_refused() -> None:
+    model = nn.Linear(2, 1)
+    probe = SampleProbe(model, find_targets(model).found, make_features(["grad_norm"]))
+    with probe, pytest.raises(SuiteError, match="expected one loss for each of 3 samples"):
+        probe.score(["a", "b", "c"], lambda: model(torch.randn(3, 2)).mean())
+
+
+def test_a_loss_that_is_not_finite_is_marked() -> None:
+    model, x = nn.Linear(2, 1), torch.randn(3, 2)
+    x[1] = torch.inf
+    with SampleProbe(model, find_targets(model).found, make_features(["grad_norm"])) as probe:
+        rows = probe.score(["a", "b", "c"], lambda: model(x).squeeze(1))
+    assert rows["status"] == ["ok", "nonfinite", "ok"]

@@ -1,0 +1,98 @@
+"""A trained model and real problems: glassllm-en and GSM8K, against the literal loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_suite.resofilter.batching import token_budget_batches
+from lightning_suite.resofilter.features import make_features
+from lightning_suite.resofilter.language_probe import probe_batches
+from lightning_suite.resofilter.ranking import spearman
+from lightning_suite.resofilter.targets import find_targets
+from tests.reference.resofilter_reference import literal_features
+from tests.support.trained_models import glassllm_en
+
+GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl"
+N = 64
+Sample = tuple[Tensor, Tensor]
+
+
+@pytest.fixture(scope="module")
+def problem() -> tuple[nn.Module, list[Sample]]:
+    if not GSM8K.exists():
+        pytest.skip("GSM8K is not on this machine")
+    model, tokenizer = glassllm_en(max_positions=768)
+    samples = []
+    for line in GSM8K.read_text().splitlines()[:N]:
+        row = json.loads(line)
+        question, answer = (tokenizer.encode(row[key])[:110] for key in ("question", "answer"))
+        tokens = torch.tensor(question + answer)
+        labels = tokens.clone()
+        labels[: len(question)] = -100
+        samples.append((tokens, labels))
+    return model, samples
+
+
+def test_the_converted_model_is_the_original() -> None:
+    model, tokenizer = glassllm_en()
+    original, _ = pytest.importorskip("glassllm").load_pretrained("en")
+    ids = tokenizer.encode("Natalia sold clips to 48 of her friends in April.")
+    expected = torch.tensor(original(np.array(ids)).data).float()
+    torch.testing.assert_close(
+        model(torch.tensor([ids])).logits.detach(), expected, rtol=0, atol=1e-4
+    )
+
+
+def ours(model: nn.Module, samples: list[Sample], dtype: torch.dtype) -> Tensor:
+    """Return the method's score: the mean over the last three layers' up projections."""
+    targets = find_targets(model.to(dtype), "mlp.up_proj", "last:3").found
+    indices = token_budget_batches([len(tokens) for tokens, _ in samples], 2048)
+
+    def batch(part: list[int]) -> dict[str, object]:
+        pad = nn.utils.rnn.pad_sequence
+        tokens, labels = zip(*[samples[i] for i in part], strict=True)
+        return {
+            "ids": [str(i) for i in part],
+            "input_ids": pad(tokens, batch_first=True),
+            "labels": pad(labels, batch_first=True, padding_value=-100),
+            "attention_mask": pad([torch.ones_like(t) for t in tokens], batch_first=True),
+        }
+
+    scores = torch.zeros(len(samples), dtype=torch.float64)
+    features = make_features(["adam1_mean_abs"])
+    for rows in probe_batches(model, map(batch, indices), targets, features):
+        columns = [values for name, values in rows.items() if name.endswith("adam1_mean_abs")]
+        scores[[int(i) for i in rows["sample_id"]]] = torch.stack(columns).mean(0)
+    return scores
+
+
+def literal(model: nn.Module, samples: list[Sample], dtype: torch.dtype) -> Tensor:
+    def loss(tokens: Tensor, labels: Tensor) -> Callable[[nn.Module], Tensor]:
+        return lambda model: nn.functional.cross_entropy(
+            model(input_ids=tokens[None], use_cache=False).logits[0, :-1], labels[1:]
+        )
+
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in (1, 2, 3)]
+    losses = [loss(*sample) for sample in samples]
+    return literal_features(model.to(dtype), losses, names).mean(1)
+
+
+def test_the_score_of_real_problems(problem: tuple[nn.Module, list[Sample]]) -> None:
+    model, samples = problem
+    # float32 first: its weights are exact in float64, so that both see the same model
+    fast, loop = ours(model, samples, torch.float32), literal(model, samples, torch.float32)
+    exact, truth = ours(model, samples, torch.float64), literal(model, samples, torch.float64)
+
+    torch.testing.assert_close(exact, truth, rtol=1e-9, atol=0)
+    assert exact.argsort().tolist() == truth.argsort().tolist()
+
+    assert spearman(fast.numpy(), loop.numpy()) >= 0.99
+    assert (fast - truth).abs().max() < (loop - truth).abs().max()
+    assert spearman(fast.numpy(), truth.numpy()) >= spearman(loop.numpy(), truth.numpy())
