@@ -182,7 +182,9 @@ def scale(value: Any, factor: float) -> Any:
 
 def scaled_options(group: ParamGroup, factors: Factors) -> ParamGroup:
     """Return the options of ``group``, without its parameters, multiplied by ``factors``."""
-    options = {key: value for key, value in group.items() if key not in PER_PARAMETER_KEYS}
+    options = dict(group)
+    for key in PER_PARAMETER_KEYS:
+        options.pop(key, None)
     for key in LR_KEYS:
         if key in options:
             options[key] = scale(options[key], factors.lr)

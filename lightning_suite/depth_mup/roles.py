@@ -151,6 +151,15 @@ def _role_outside(name: str, ndim: int, patterns: Iterable[tuple[str, Role]]) ->
     return role
 
 
+# A pattern for a module (``\.up\.``) catches its bias as well, which is no matrix.
+_ROLE_OF_VECTOR: dict[Role, Role] = {
+    "hidden_first": "vector",
+    "hidden_last": "vector",
+    "hidden_stream": "final_norm",
+    "output": "output_bias",
+}
+
+
 def _refuse(unassigned: list[str], preset: str) -> SuiteError:
     listed = "\n  ".join(unassigned)
     example = re.sub(r"\d+", r"\\d+", unassigned[0].replace(".", r"\."))
@@ -180,8 +189,8 @@ def assign_roles(
             one type.
         preset: Name of a preset, ``"auto"`` to choose it by the names, or ``"none"``.
         patterns: Regular expression, searched in the parameter's full name, to role. They come
-            before the preset's. A module that owns a ``hidden_last`` matrix found this way is a
-            branch end.
+            before the preset's. A bias that the pattern of a matrix catches is a vector. A module
+            that owns a ``hidden_last`` matrix found this way is a branch end.
 
     Returns:
         The roles, the blocks, and where branches end.
@@ -229,6 +238,8 @@ def assign_roles(
         name = _wrapped_name(full)
         block = next((b for b in names if name.startswith(f"{b}.")), None)
         role = next((role for pattern, role in own.items() if re.search(pattern, full)), None)
+        if role is not None and parameter.ndim < 2:
+            role = _ROLE_OF_VECTOR.get(role, role)
         if role is None and block is not None:
             inside = chosen.inside if chosen else ()
             role = _role_inside(name[len(block) + 1 :], parameter.ndim, inside)

@@ -6,7 +6,7 @@ optimizer has the user's own groups with the base model's learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -17,6 +17,8 @@ from lightning_suite.depth_mup.param_groups import (
     PER_PARAMETER_KEYS,
     ParamGroup,
     Plan,
+    Share,
+    scaled_options,
     split_group,
 )
 from lightning_suite.errors import SuiteError
@@ -43,8 +45,10 @@ class ScaledStep:
     ) -> None:
         self._optimizer = optimizer
         self._make_plan = make_plan
-        self._plan: Plan = make_plan(optimizer.param_groups)
-        self._sizes = self._current_sizes()
+        self._plan: Plan = []
+        self._sizes: list[int] = []
+        self._scaled: list[ParamGroup] = []
+        self._split()
         self._own: list[ParamGroup] | None = None
         self._checked = False
         self._handles: list[RemovableHandle] = [
@@ -67,16 +71,24 @@ class ScaledStep:
     def _current_sizes(self) -> list[int]:
         return [len(group["params"]) for group in self._optimizer.param_groups]
 
+    def _shares(self) -> Iterator[tuple[ParamGroup, Share]]:
+        """Every share with the user's group that it belongs to."""
+        for group, shares in zip(self._optimizer.param_groups, self._plan, strict=True):
+            for share in shares:
+                yield group, share
+
+    def _split(self) -> None:
+        self._plan = self._make_plan(self._optimizer.param_groups)
+        self._sizes = self._current_sizes()
+        self._scaled = [split_group(group, share) for group, share in self._shares()]
+
     def _enter(self) -> None:
         if self._sizes != self._current_sizes():
-            self._plan = self._make_plan(self._optimizer.param_groups)
-            self._sizes = self._current_sizes()
+            self._split()
+        for scaled, (group, share) in zip(self._scaled, self._shares(), strict=True):
+            scaled.update(scaled_options(group, share.factors))
         self._own = self._optimizer.param_groups
-        self._optimizer.param_groups = [
-            split_group(group, share)
-            for group, shares in zip(self._own, self._plan, strict=True)
-            for share in shares
-        ]
+        self._optimizer.param_groups = self._scaled
 
     def _leave(self) -> None:
         if self._own is not None:
@@ -110,13 +122,13 @@ class ScaledStep:
                 "that the learning-rate factors were not applied. Use apply='groups'."
             )
         if not self._checked:
-            self._check_options_kept(self._own, optimizer.param_groups)
+            self._leave()
+            self._check_options_kept()
             self._checked = True
         self._leave()
 
-    def _check_options_kept(self, own: list[ParamGroup], used: list[ParamGroup]) -> None:
-        parents = [group for group, shares in zip(own, self._plan, strict=True) for _ in shares]
-        for group, after in zip(parents, used, strict=True):
+    def _check_options_kept(self) -> None:
+        for after, (group, _) in zip(self._scaled, self._shares(), strict=True):
             for key, value in group.items():
                 if key not in _REPLACED_KEYS and after[key] is not value:
                     raise SuiteError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -269,6 +270,21 @@ def test_ranks_are_averaged_in_the_squares() -> None:
     got = dynamics.unpack(summed)
     assert got.blocks["last_update"] == pytest.approx([12.5**0.5, 1.0])
     assert got.blocks["coupling"] == pytest.approx([3.5, 1.0])
+
+
+def test_a_diverged_model_is_measured_as_nothing(net: ResidualMLP) -> None:
+    """The monitor must not be what ends the run."""
+    probe = StreamProbe(net, assign_roles(net))
+    start = probe.snapshot()
+    with torch.no_grad():
+        net.blocks[1].last.weight.fill_(float("nan"))
+    with probe.attached():
+        probe.arm(step=0)
+        net(torch.randn(4, 5, dtype=torch.float64)).sum().backward()
+        got = dynamics.unpack(dynamics.pack(probe.measure(start)))
+    finite = [math.isfinite(value) for value in got.blocks["min_eigenvalue"]]
+    assert finite == [True, False, False, False]
+    assert got.summary()["first_update"] == 0  # of the one block that is left
 
 
 def test_a_frozen_model_has_nothing_to_measure(net: ResidualMLP) -> None:

@@ -107,12 +107,11 @@ trainer:
       init_args:
         base_depth: 1
         patterns:
-          \\.up\\.weight: hidden_first
-          \\.down\\.weight: hidden_last
+          \\.up\\.: hidden_first
+          \\.down\\.: hidden_last
           stem\\.: input
           tail_norm\\.: final_norm
-          head\\.weight: output
-          head\\.bias: output_bias
+          head\\.: output
 """
 
 

@@ -40,12 +40,11 @@ class ForeignNet(nn.Module):
 
 
 PATTERNS: dict[str, Any] = {
-    r"\.up\.weight": "hidden_first",
-    r"\.down\.weight": "hidden_last",
+    r"\.up\.": "hidden_first",  # their biases are vectors all the same
+    r"\.down\.": "hidden_last",
     r"stem\.": "input",
     r"tail_norm\.": "final_norm",
-    r"head\.weight": "output",
-    r"head\.bias": "output_bias",
+    r"head\.": "output",
 }
 
 
