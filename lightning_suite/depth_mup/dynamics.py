@@ -202,7 +202,8 @@ def pack(blocks: list[BlockMeasurement | None]) -> Tensor:
     for block in blocks:
         scalars = {} if block is None else dict(block.scalars)
         if block is not None:
-            scalars["min_eigenvalue"] = torch.linalg.eigvalsh(block.gram)[0]
+            if block.gram.isfinite().all():  # the training may have diverged
+                scalars["min_eigenvalue"] = torch.linalg.eigvalsh(block.gram)[0]
             if block.first_stream is not None:
                 scalars["first_stream"] = mean_square([block.first_stream])
             scalars["last_stream"] = mean_square([block.last_stream])
