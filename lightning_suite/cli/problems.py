@@ -3,7 +3,7 @@
 That parser stops at the first error and does not know lines. So a value that it refuses is taken
 apart: each part is parsed alone, down to the smallest one that is refused, and that one is found
 in the file. What cannot be narrowed down is reported in the parser's own words: `check` never
-accepts what `fit` refuses, and its errors are never about what `fit` accepts.
+accepts what the parser refuses, and takes nothing apart that the parser accepts as a whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.loggers import Logger
 from torch import nn
@@ -117,8 +117,10 @@ def find_problems(files: Sequence[str], parser: ArgumentParser) -> list[Problem]
         problems += source.duplicates()
         problems += _replaced_lists(source, sources[:number])
         problems += _missing_extras(source)
-    refusal = None if any(not p.warning for p in problems) else _refusal_of_stack(parser, files)
-    unexplained = refusal is not None
+    refusal = _refusal_of_stack(parser, files)
+    if refusal is None:
+        return problems
+    unexplained = len(sources) == len(files)  # a file that cannot be read explains it
     context: dict[str, Any] = {}
     for source in sources:
         values = _on_top_of(context, source.values)
@@ -126,7 +128,7 @@ def find_problems(files: Sequence[str], parser: ArgumentParser) -> list[Problem]
         context = _without(values, [keys for keys, _ in refused])
         problems += [source.problem(keys, text) for keys, text in refused]
         unexplained &= not refused
-    if refusal is not None and unexplained:
+    if unexplained:
         problems.append(Problem(" + ".join(files), None, "", _advise(refusal)))
     return problems
 
@@ -207,7 +209,17 @@ def _read(file: str) -> _Source | Problem:
     if not isinstance(values, dict):
         kind = type(values).__name__
         return Problem(name, 1, "", f"expected `key: value` lines, found one {kind}")
+    if _contains_itself(tree):
+        return Problem(name, 1, "", "an alias (`*name`) stands inside what it is an alias of")
     return _Source(name, values, tree)
+
+
+def _contains_itself(node: yaml.Node | None, above: tuple[int, ...] = ()) -> bool:
+    if id(node) in above:
+        return True
+    parts = [pair[1] for pair in node.value] if isinstance(node, yaml.MappingNode) else []
+    parts += node.value if isinstance(node, yaml.SequenceNode) else []
+    return any(_contains_itself(part, (*above, id(node))) for part in parts)
 
 
 # --- what the parser accepts and is still a problem ----------------------------------------------
@@ -248,7 +260,7 @@ def _class_paths(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
 def _refusal_of_stack(parser: ArgumentParser, files: Sequence[str]) -> str | None:
     try:
         parser.parse_args([word for file in files for word in ("--config", file)])
-    except ArgumentError as err:
+    except Exception as err:  # ArgumentError, and others where jsonargparse trips over odd values
         return str(err)
     return None
 
@@ -259,7 +271,7 @@ def _refusal(parser: ArgumentParser, inner: Keys, value: Any) -> str | None:
         value = [value] if isinstance(key, int) else {key: value}
     try:
         parser.parse_object(copy.deepcopy(value))
-    except ArgumentError as err:
+    except Exception as err:  # see above
         return None if _REQUIRED.match(str(err)) else str(err)
     return None
 
@@ -294,7 +306,11 @@ def _refused(parser: ArgumentParser, inner: Keys, value: Any, keys: Keys) -> lis
             parts.append(((*keys, name), f"unknown key.{did_you_mean(str(name), _CLASS_KEYS)}"))
         arguments = ArgumentParser(exit_on_error=False)
         arguments.add_class_arguments(found, fail_untyped=False, sub_configs=True)
-        for name, argument in _items(value.get("init_args")):
+        given = value.get("init_args")
+        if not isinstance(given, dict | type(None)):
+            parts.append(((*keys, "init_args"), "expected `argument: value` lines"))
+            given = None
+        for name, argument in _items(given):
             parts += _refused(arguments, (name,), argument, (*keys, "init_args", name))
     else:
         for name, item in _items(value):

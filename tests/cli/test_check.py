@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 
@@ -120,6 +121,18 @@ def test_a_file_that_is_no_mapping_is_refused(check, text):
     assert "expected `key: value` lines" in lines[0]
 
 
+def test_a_value_that_contains_itself_is_refused(check):
+    status, lines = check("trainer: &loop\n  callbacks: [*loop]\n")
+    assert status == 1
+    assert "an alias (`*name`) stands inside" in lines[0]
+
+
+def test_arguments_that_are_no_mapping_are_explained(check):
+    status, lines = check("model:\n  class_path: users_project.Net\n  init_args: [4]\n")
+    assert status == 1
+    assert lines[0] == "0.yaml:3: error: model.init_args: expected `argument: value` lines"
+
+
 def test_missing_files_are_named(project, capsys):
     assert main(["check", "basee.yaml"]) == 1
     assert "No such file or directory. Did you mean 'base.yaml'?" in capsys.readouterr().out
@@ -201,7 +214,7 @@ def test_it_never_disagrees_with_the_parser_of_fit(project, parser):
             if isinstance(place, dict) and chance.random() < 0.3:
                 place[f"{key}x"] = place.pop(key)
             else:
-                place[key] = chance.choice(values)
+                place[key] = copy.deepcopy(chance.choice(values))
         (project / "damaged.yaml").write_text(yaml.safe_dump(config))
         errors = [p for p in find_problems(["damaged.yaml"], parser) if not p.warning]
         try:
