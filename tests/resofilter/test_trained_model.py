@@ -32,8 +32,8 @@ def problem() -> tuple[nn.Module, list[Sample]]:
     samples = []
     for line in GSM8K.read_text().splitlines()[:N]:
         row = json.loads(line)
-        question, answer = (tokenizer.encode(row[key])[:110] for key in ("question", "answer"))
-        tokens = torch.tensor(question + answer)
+        question, answer = (tokenizer.encode(row[key]) for key in ("question", "answer"))
+        tokens = torch.tensor(question + answer)[:768]
         labels = tokens.clone()
         labels[: len(question)] = -100
         samples.append((tokens, labels))
@@ -84,6 +84,7 @@ def literal(model: nn.Module, samples: list[Sample], dtype: torch.dtype) -> Tens
     return literal_features(model.to(dtype), losses, names).mean(1)
 
 
+@pytest.mark.slow
 def test_the_score_of_real_problems(problem: tuple[nn.Module, list[Sample]]) -> None:
     model, samples = problem
     # float32 first: its weights are exact in float64, so that both see the same model
@@ -93,6 +94,17 @@ def test_the_score_of_real_problems(problem: tuple[nn.Module, list[Sample]]) -> 
     torch.testing.assert_close(exact, truth, rtol=1e-9, atol=0)
     assert exact.argsort().tolist() == truth.argsort().tolist()
 
-    assert spearman(fast.numpy(), loop.numpy()) >= 0.99
-    assert (fast - truth).abs().max() < (loop - truth).abs().max()
-    assert spearman(fast.numpy(), truth.numpy()) >= spearman(loop.numpy(), truth.numpy())
+    # This model's scores differ by 8e-6 only, and the loop's own rounding is 7e-5 of the score:
+    # its ranks agree with its float64 self to 0.98-0.99, so no more can be asked of ours with it.
+    ranks = {
+        name: spearman(a.numpy(), b.numpy())
+        for name, a, b in (
+            ("ours, truth", fast, truth),
+            ("loop, truth", loop, truth),
+            ("ours, loop", fast, loop),
+        )
+    }
+    assert ranks["ours, truth"] >= 0.995
+    assert ranks["ours, truth"] > ranks["loop, truth"]
+    assert ranks["ours, loop"] >= ranks["loop, truth"] - 0.005
+    assert (fast - truth).abs().max() < 0.1 * (loop - truth).abs().max()
