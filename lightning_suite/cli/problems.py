@@ -400,8 +400,9 @@ def _on_top_of(context: dict[str, Any], values: dict[str, Any]) -> dict[str, Any
         if part is None:
             values[key] = below
         elif isinstance(part, dict) and part.get("class_path") in (None, below.get("class_path")):
-            arguments = {**(below.get("init_args") or {}), **(part.get("init_args") or {})}
-            values[key] = {**below, **part, "init_args": arguments}
+            under, over = below.get("init_args") or {}, part.get("init_args") or {}
+            if isinstance(under, dict) and isinstance(over, dict):
+                values[key] = {**below, **part, "init_args": {**under, **over}}
     return values
 
 
