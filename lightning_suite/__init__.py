@@ -19,6 +19,7 @@ _PUBLIC: dict[str, str] = {
     "ResidualNetModule": "lightning_suite.depth_mup.module",
     "CausalLMModule": "lightning_suite.language.module",
     "ImageDataModule": "lightning_suite.datamodules.image",
+    "InstructionDataModule": "lightning_suite.datamodules.instruction",
     "TextDataModule": "lightning_suite.datamodules.text",
 }
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from lightning_suite.callbacks.depth_mup_lr import DepthMuPLRCallback
     from lightning_suite.callbacks.feature_dynamics_monitor import FeatureDynamicsMonitor
     from lightning_suite.datamodules.image import ImageDataModule
+    from lightning_suite.datamodules.instruction import InstructionDataModule
     from lightning_suite.datamodules.text import TextDataModule
     from lightning_suite.depth_mup.module import ResidualNetModule
     from lightning_suite.language.module import CausalLMModule
@@ -35,6 +37,7 @@ __all__ = [
     "DepthMuPLRCallback",
     "FeatureDynamicsMonitor",
     "ImageDataModule",
+    "InstructionDataModule",
     "ResidualNetModule",
     "TextDataModule",
     "__version__",

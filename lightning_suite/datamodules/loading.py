@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -80,7 +80,46 @@ def eval_loader(dataset: Dataset[T], batch_size: int, *, num_workers: int) -> Da
     return DataLoader(dataset, shuffle=False, **_loader_arguments(batch_size, num_workers))
 
 
-def _loader_arguments(batch_size: int, num_workers: int) -> dict[str, Any]:
+class BatchOrder(DistributedSampler[Any]):
+    """The order of batches whose samples are fixed; each rank gets every so-many-th.
+
+    Ranks get equally many: where the number does not divide, some batches come twice, as in
+    Lightning's own evaluation.
+    """
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches: Any = self.dataset
+        return (batches[i] for i in super().__iter__())
+
+
+def batch_loader(
+    dataset: Dataset[T],
+    batches: Sequence[list[int]],
+    *,
+    seed: int | None,
+    num_workers: int,
+    trainer: Trainer | None,
+) -> ResumableLoader[T]:
+    """Return a loader of batches that are formed already.
+
+    Args:
+        dataset: Gives a batch for a list of indices: ``dataset[[3, 1, 4]]``.
+        batches: Indices of each batch's samples.
+        seed: Shuffles the batches, every epoch anew; None keeps their order.
+        num_workers: Worker processes.
+        trainer: Tells the number of ranks; None is one.
+    """
+    order = BatchOrder(
+        batches,  # type: ignore[arg-type]  # any sized sequence will do
+        num_replicas=trainer.world_size if trainer else 1,
+        rank=trainer.global_rank if trainer else 0,
+        shuffle=seed is not None,
+        seed=seed or 0,
+    )
+    return ResumableLoader(dataset, sampler=order, **_loader_arguments(None, num_workers))
+
+
+def _loader_arguments(batch_size: int | None, num_workers: int) -> dict[str, Any]:
     if num_workers == 0:
         # Data in memory is cut faster here than in a worker: Lightning's advice would slow it.
         warnings.filterwarnings(
