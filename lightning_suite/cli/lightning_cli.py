@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -171,7 +172,12 @@ class SuiteCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            super()._run_subcommand(subcommand)
+            with warnings.catch_warnings():
+                # lightning 2.6 on torch 2.13, at every batch; nothing a user can do about
+                warnings.filterwarnings(
+                    "ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning
+                )
+                super()._run_subcommand(subcommand)
         except ValueError as err:
             if advice := explain_resume_error(err, self.trainer):
                 raise SuiteError(advice) from err
