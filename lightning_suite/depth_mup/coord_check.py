@@ -30,10 +30,11 @@ from torch.utils.hooks import RemovableHandle
 from lightning_suite.depth_mup import dynamics, rules
 from lightning_suite.depth_mup.parametrization import Parametrization
 from lightning_suite.depth_mup.probe import StreamProbe
-from lightning_suite.depth_mup.roles import RoleMap, clean_name
+from lightning_suite.depth_mup.roles import RoleMap
 from lightning_suite.depth_mup.rules import OptimizerFamily, Rule
 from lightning_suite.depth_mup.slopes import Slope, fit_slope
 from lightning_suite.errors import SuiteError
+from lightning_suite.module_names import clean_name
 
 Axis = Literal["depth", "width"]
 

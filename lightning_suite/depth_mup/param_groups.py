@@ -18,9 +18,9 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_suite.depth_mup import rules
 from lightning_suite.depth_mup.parametrization import Parametrization
-from lightning_suite.depth_mup.roles import clean_name
 from lightning_suite.depth_mup.rules import ROLES, OptimizerFamily, Role
 from lightning_suite.errors import SuiteError
+from lightning_suite.module_names import clean_name
 
 # Options of a group that are learning rates; the last three are written by torch's schedulers.
 LR_KEYS = ("lr", "initial_lr", "max_lr", "min_lr")

@@ -21,8 +21,9 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_suite.depth_mup import dynamics
 from lightning_suite.depth_mup.dynamics import BlockMeasurement
-from lightning_suite.depth_mup.roles import RoleMap, clean_name
+from lightning_suite.depth_mup.roles import RoleMap
 from lightning_suite.errors import SuiteError
+from lightning_suite.module_names import clean_name
 
 
 @dataclass

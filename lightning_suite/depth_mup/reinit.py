@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from lightning_suite.depth_mup.parametrization import Parametrization
-from lightning_suite.depth_mup.roles import RoleMap, clean_name
+from lightning_suite.depth_mup.roles import RoleMap
 from lightning_suite.depth_mup.rules import Role
 from lightning_suite.errors import SuiteError
+from lightning_suite.module_names import clean_name
 
 
 @torch.no_grad()

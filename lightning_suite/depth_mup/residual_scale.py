@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_suite.depth_mup.parametrization import Parametrization
-from lightning_suite.depth_mup.roles import RoleMap, clean_name
+from lightning_suite.depth_mup.roles import RoleMap
 from lightning_suite.errors import SuiteError
+from lightning_suite.module_names import clean_name
 
 ScaleMode = Literal["auto", "model", "none"]
 
@@ -228,6 +229,12 @@ def attach_readout_scale(model: nn.Module, role_map: RoleMap, m: float) -> list[
 
     modules = _modules(model)
     return [modules[name].register_forward_pre_hook(multiply) for name in role_map.readouts]
+
+
+def hook_targets(model: nn.Module, role_map: RoleMap) -> list[nn.Module | None]:
+    """Return the modules that the hooks belong on, None for names that ``model`` has not."""
+    modules = _modules(model)
+    return [modules.get(name) for name in (*role_map.branch_ends, *role_map.readouts)]
 
 
 def attach_multipliers(

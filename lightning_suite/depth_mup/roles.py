@@ -21,9 +21,7 @@ from lightning_suite.depth_mup.rules import (
     unscaled_readout_lr_factor,
 )
 from lightning_suite.errors import SuiteError, did_you_mean
-
-# Path components that wrappers insert: torch.compile, FSDP, activation checkpointing.
-_WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+from lightning_suite.module_names import clean_name
 
 # What PEFT inserts between a wrapped module's name and the name of a parameter.
 _ADAPTERS = re.compile(
@@ -56,11 +54,6 @@ class RoleMap:
     def depth(self) -> int:
         """L, the number of residual blocks."""
         return len(self.blocks)
-
-
-def clean_name(name: str) -> str:
-    """Remove what ``torch.compile``, FSDP and activation checkpointing insert into a name."""
-    return _WRAPPERS.sub("", name)
 
 
 def _wrapped_name(name: str) -> str:

@@ -23,9 +23,10 @@ import lightning_suite
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write, write_json
+from lightning_suite.module_names import clean_name
 from lightning_suite.resofilter.features import Feature
 from lightning_suite.resofilter.probe import Rows
-from lightning_suite.resofilter.targets import Target, clean_name
+from lightning_suite.resofilter.targets import Target
 
 FORMAT = 1
 MANIFEST, SHARDS, MERGED = "manifest.json", "shards", "scores.parquet"

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_suite.errors import SuiteError, did_you_mean
+from lightning_suite.module_names import clean_name
 
 Layers = str | int | Sequence[int]
 
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # Layers that hold two matrices in one: which half of the output rows is which.
 _FUSED = {"gate_up_proj": ("gate", "up")}
 
@@ -194,11 +194,6 @@ def choose_layers(numbers: Iterable[int | None], layers: Layers) -> set[int | No
             f"modules are in layers {', '.join(map(str, ordered)) or '(none)'}."
         )
     return set(wanted)
-
-
-def clean_name(name: str) -> str:
-    """Return a module's name without what compilation and wrapping put into it."""
-    return ".".join(piece for piece in name.split(".") if piece not in _WRAPPERS)
 
 
 def _of_module(

@@ -16,8 +16,9 @@ from torch import nn
 
 from lightning_suite.depth_mup.models import ResidualMLP
 from lightning_suite.depth_mup.parametrization import Parametrization
-from lightning_suite.depth_mup.roles import assign_roles, clean_name, format_table
+from lightning_suite.depth_mup.roles import assign_roles, format_table
 from lightning_suite.errors import SuiteError
+from lightning_suite.module_names import clean_name
 
 TABLES = Path(__file__).parent / "role_tables"
 

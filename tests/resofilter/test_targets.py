@@ -10,7 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.models.phi3.modeling_phi3 import Phi3ForCausalLM
 
 from lightning_suite.errors import SuiteError
-from lightning_suite.resofilter.targets import clean_name, find_targets, layer_number, matches
+from lightning_suite.module_names import clean_name
+from lightning_suite.resofilter.targets import find_targets, layer_number, matches
 
 SMALL = {
     "hidden_size": 8,
