@@ -3,7 +3,8 @@
 Two sizes: the quickstart's small net, where every microsecond shows, and a net of two million
 parameters. All variants train at the same time and take turns, a block of steps each. The time is
 the CPU time of the process (one thread), which neighbours on a busy machine disturb least. The
-second run without the callback ("without, again") shows how exact the measurement is.
+second run without the callback ("without, again") shows how exact the measurement is, and "groups
+by hand" what torch asks for one group a role, callback or not.
 
     python benchmarks/callback_overhead.py --output benchmarks/results/callback_overhead.json
 """
@@ -29,6 +30,7 @@ from torch.utils.data import DataLoader
 
 from lightning_suite.callbacks.depth_mup_lr import DepthMuPLRCallback
 from lightning_suite.depth_mup.module import ResidualNetModule
+from lightning_suite.depth_mup.roles import assign_roles
 from lightning_suite.files import write_json
 
 SIZES: dict[str, dict[str, int]] = {
@@ -38,12 +40,24 @@ SIZES: dict[str, dict[str, int]] = {
 VARIANTS: dict[str, Callable[[], list[Callback]]] = {
     "without": list,
     "without, again": list,
-    "idle callback": lambda: [Callback()],
+    "groups by hand": list,
     "groups": lambda: [DepthMuPLRCallback(4, apply="groups", verbose=False)],
     "step": lambda: [DepthMuPLRCallback(4, apply="step", verbose=False)],
 }
 BLOCK = 2  # steps
 WARM_UP = 10  # blocks
+
+
+class GroupsByHand(ResidualNetModule):
+    """One parameter group a role, written by the user: what any per-role learning rate costs."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Group the parameters by role."""
+        parameters = dict(self.named_parameters())
+        groups: dict[str, list[torch.nn.Parameter]] = {}
+        for name, role in assign_roles(self).roles.items():
+            groups.setdefault(role, []).append(parameters[name])
+        return torch.optim.AdamW([{"params": group} for group in groups.values()])
 
 
 class TakesTurns(Callback):
@@ -72,7 +86,8 @@ class TakesTurns(Callback):
 def train(size: dict[str, int], variant: str, blocks: int, turns: TakesTurns) -> None:
     """Train one variant in the thread that calls."""
     torch.manual_seed(0)
-    module = ResidualNetModule(
+    cls = GroupsByHand if variant == "groups by hand" else ResidualNetModule
+    module = cls(
         width=size["width"], depth=size["depth"], rule="nfd", base_depth=4, branch_input="norm"
     )
     batch = (torch.randn(size["batch"], 1, 8, 8), torch.randint(0, 10, (size["batch"],)))

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_suite.depth_mup import rules
@@ -29,6 +30,7 @@ from lightning_suite.depth_mup.residual_scale import (
     ScaleMode,
     attach_multipliers,
     choose_multipliers,
+    hook_targets,
 )
 from lightning_suite.depth_mup.roles import RoleMap, assign_roles, format_table
 from lightning_suite.depth_mup.rules import OptimizerFamily, Role, Rule
@@ -149,6 +151,7 @@ class DepthMuPLRCallback(Callback):
         self._applied: list[AppliedFactors] = []
         self._modes: list[str] = []
         self._handles: list[RemovableHandle] = []
+        self._hooked: list[nn.Module | None] = []
         self._loaded: dict[str, Any] | None = None
         self._reinitialized = False
 
@@ -166,13 +169,18 @@ class DepthMuPLRCallback(Callback):
         _refuse_flattened_parameters(trainer)
         self._release()
         self.role_map, self._loaded, self._modes = None, None, []
-        if not _builds_itself_later(pl_module):
+        try:
             self._prepare(trainer, pl_module)
+        except SuiteError:
+            # setup() and configure_model() of the module come after ours
+            if not _may_build_itself_later(pl_module):
+                raise
 
-    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do once per run what needs the model."""
-        if self.role_map is not None:
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule, *, late: bool = False) -> None:
+        """Do what needs the model; again if the model has been built or rebuilt since."""
+        if self.role_map is not None and self._hooked == hook_targets(pl_module, self.role_map):
             return
+        self._release()
         role_map = assign_roles(
             pl_module, blocks=self.blocks, preset=self.preset, patterns=self.patterns
         )
@@ -190,13 +198,13 @@ class DepthMuPLRCallback(Callback):
         )
         if multipliers.warning:
             rank_zero_warn(multipliers.warning)
-        if self.reinit and trainer.state.fn == "fit" and not self._reinitialized:
+        if self.reinit and trainer.state.fn == "fit" and (late or not self._reinitialized):
             if multipliers.keeps_function:
                 raise SuiteError(
                     "reinit=True would overwrite pretrained weights. Leave reinit out, or say "
                     "pretrained=False if they are meant to be lost."
                 )
-            if _builds_itself_later(pl_module):
+            if late:
                 raise SuiteError(
                     "reinit=True needs a LightningModule that builds its network in __init__."
                 )
@@ -209,6 +217,7 @@ class DepthMuPLRCallback(Callback):
             )
             self._reinitialized = True
         self._handles = attach_multipliers(pl_module, role_map, multipliers)
+        self._hooked = hook_targets(pl_module, role_map)
         self.role_map, self.parametrization = role_map, parametrization
         self.multipliers = multipliers
         self._compare_with_checkpoint()
@@ -217,7 +226,7 @@ class DepthMuPLRCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Apply the factors: optimizers and schedulers exist, and no checkpoint is restored yet."""
-        self._prepare(trainer, pl_module)
+        self._prepare(trainer, pl_module, late=True)
         assert self.role_map is not None
         assert self.parametrization is not None
         assert self.multipliers is not None
@@ -281,15 +290,15 @@ class DepthMuPLRCallback(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the multipliers' hooks on a model that was built late."""
-        self._prepare(trainer, pl_module)
+        self._prepare(trainer, pl_module, late=True)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the multipliers' hooks on a model that was built late."""
-        self._prepare(trainer, pl_module)
+        self._prepare(trainer, pl_module, late=True)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the multipliers' hooks on a model that was built late."""
-        self._prepare(trainer, pl_module)
+        self._prepare(trainer, pl_module, late=True)
 
     # ---- the end
 
@@ -389,7 +398,7 @@ def _refuse_flattened_parameters(trainer: Trainer) -> None:
         )
 
 
-def _builds_itself_later(pl_module: LightningModule) -> bool:
+def _may_build_itself_later(pl_module: LightningModule) -> bool:
     """Whether the module has a setup() or configure_model() of its own, called after ours."""
     return any(
         hook in vars(cls)

@@ -19,6 +19,7 @@ from lightning.pytorch.cli import (
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_suite.checkpoints import require_callbacks
 from lightning_suite.cli.checkpoints import explain_resume_error, read_checkpoint
 from lightning_suite.cli.parsing import HelpFormatter, prepare_classes
 from lightning_suite.cli.problems import explain
@@ -77,6 +78,12 @@ class SaveRun(SaveConfigCallback):
                 seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
                 config=text,
             )
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse to go on without a callback that the training depended on."""
+        require_callbacks(checkpoint, trainer)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the configuration to W&B, on rank zero."""

@@ -1,6 +1,6 @@
 """The LightningModule around the residual nets: a classifier to tune shallow and train deep."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_suite.checkpoints import require_callbacks
 from lightning_suite.depth_mup.models import (
     Activation,
     BranchInput,
@@ -153,3 +154,8 @@ class ResidualNetModule(LightningModule):
                 "monitor": "train_loss",
             },
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on without a callback that the training depended on."""
+        if self._trainer is not None:  # load_from_checkpoint has none
+            require_callbacks(checkpoint, self._trainer)

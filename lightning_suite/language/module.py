@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from lightning_suite.checkpoints import require_callbacks
 from lightning_suite.errors import SuiteError
 from lightning_suite.language.loading import (
     add_lora,
@@ -136,6 +137,10 @@ class CausalLMModule(LightningModule):
                     f"is {needed}. Make the model's {key} at least {needed}."
                 )
 
+    def on_fit_start(self) -> None:
+        """Make the metric's state afresh: `validate` leaves inference tensors in it."""
+        self.val_nll.reset()
+
     def forward(self, batch: dict[str, Tensor]) -> Any:
         """Return the model's output: ``.loss`` if ``batch`` has labels, ``.logits`` [N, T, V]."""
         inputs = {key: value for key, value in batch.items() if key not in SAMPLE_KEYS}
@@ -183,6 +188,11 @@ class CausalLMModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler_interval},
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on without a callback that the training depended on."""
+        if self._trainer is not None:  # load_from_checkpoint has none
+            require_callbacks(checkpoint, self._trainer)
 
     def _evaluate(self, nll: MeanMetric, batch: dict[str, Tensor]) -> None:
         # Weighted by tokens: the mean over all of them, whatever the batches' sizes.

@@ -392,6 +392,22 @@ def test_a_module_that_builds_its_net_late_trains_the_same(hook: str) -> None:
     assert same(weights(late), weights(early))
 
 
+def test_a_net_that_setup_replaces_is_the_one_that_is_scaled() -> None:
+    class Replaces(ForeignModule):
+        def setup(self, stage: str) -> None:
+            self.backbone = ForeignModule(depth=8).backbone
+
+    trainer = quiet_trainer([foreign_callback(base_depth=2)])
+    seen: list[int] = []
+    trainer.callbacks.append(Spy(lambda _, pl_module: seen.append(hooks_of(pl_module))))
+    module = Replaces()
+    trainer.fit(module, Batches())
+    assert set(seen) == {8}
+    assert lrs(trainer.optimizers[0])["depth_mup/pg1/hidden_last"] == 0.001 * 0.5
+    with pytest.raises(SuiteError, match="builds its network in __init__"):
+        quiet_trainer([foreign_callback(reinit=True)]).fit(Replaces(), Batches())
+
+
 def test_reinit_draws_weights_once_and_the_same_for_one_seed() -> None:
     first = []
     for _ in range(2):

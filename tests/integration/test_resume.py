@@ -181,3 +181,41 @@ def test_advice_for_resuming_without_the_callback(tmp_path: Path) -> None:
     assert "callbacks" in advice
     assert missing_callback_advice(checkpoint, [callback()]) is None
     assert missing_callback_advice({"state_dict": {}}, []) is None
+
+
+@pytest.mark.parametrize("apply", ["groups", "step"])
+def test_our_modules_say_so_when_they_are_resumed_without_the_callback(
+    tmp_path: Path, apply: Any
+) -> None:
+    from torch.utils.data import DataLoader
+
+    from lightning_suite.depth_mup.module import ResidualNetModule
+
+    def module() -> ResidualNetModule:
+        return ResidualNetModule(width=8, depth=4, rule="nfd", base_depth=2)
+
+    data: Any = DataLoader([(torch.randn(4, 1, 8, 8), torch.arange(4))], batch_size=None)
+    first = quiet_trainer([DepthMuPLRCallback(2, apply=apply)])
+    first.fit(module(), data, data)
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    with pytest.raises(SuiteError, match=r"DepthMuPLRCallback\(base_depth=2.*Add the callback"):
+        quiet_trainer(max_epochs=3).fit(module(), data, data, ckpt_path=tmp_path / "last.ckpt")
+    # the net has its multipliers built in: evaluation needs no callback
+    loaded = ResidualNetModule.load_from_checkpoint(
+        tmp_path / "last.ckpt", width=8, depth=4, rule="nfd", base_depth=2
+    )
+    assert same(weights(loaded), weights(first.lightning_module))
+
+
+def test_evaluating_without_the_callback_is_refused_only_where_hooks_are_missing(
+    tmp_path: Path,
+) -> None:
+    path = interrupted(tmp_path, ForeignModule(), callback())
+    checkpoint = torch.load(path, weights_only=True)
+    advice = missing_callback_advice(checkpoint, [], fitting=False)
+    assert advice is not None
+    assert "would compute another function" in advice
+    checkpoint["callbacks"]["DepthMuPLRCallback"].update(
+        residual_multiplier=1.0, readout_multiplier=1.0
+    )
+    assert missing_callback_advice(checkpoint, [], fitting=False) is None
