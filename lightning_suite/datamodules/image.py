@@ -11,7 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_suite.datamodules.hf_datasets import HUB_PREFIX, load_hub_dataset
 from lightning_suite.datamodules.image_sources import ImageSource, open_source
-from lightning_suite.datamodules.loading import ResumableLoader, eval_loader, train_loader
+from lightning_suite.datamodules.loading import (
+    ResumableLoader,
+    eval_loader,
+    no_loaders,
+    train_loader,
+)
 from lightning_suite.errors import SuiteError, did_you_mean
 
 Batch = tuple[Tensor, Tensor]
@@ -175,7 +180,7 @@ class ImageDataModule(LightningDataModule):
         """Return the validation batches in order, or an empty list without validation."""
         dataset = self._dataset("val")
         if dataset is None:
-            return []
+            return no_loaders()
         return eval_loader(dataset, self.batch_size, num_workers=self.num_workers)
 
     def test_dataloader(self) -> DataLoader[Batch]:

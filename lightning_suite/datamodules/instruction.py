@@ -6,7 +6,6 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,6 +25,7 @@ from lightning_suite.datamodules.loading import (
     ResumableLoader,
     batch_loader,
     eval_loader,
+    no_loaders,
     train_loader,
 )
 from lightning_suite.datamodules.noise import Spoilt, plant_noise, write_noise
@@ -335,7 +335,7 @@ class InstructionDataModule(LightningDataModule):
         """Return the validation batches, or an empty list without validation."""
         self.setup()
         if "val" not in self._samples:
-            return []
+            return no_loaders()
         return self._in_order(self._some("val").with_labels())
 
     def test_dataloader(self) -> DataLoader[Batch]:
@@ -475,9 +475,10 @@ class InstructionDataModule(LightningDataModule):
             )
 
     def _write_noise(self) -> None:
-        if not self.noise_records or getattr(self.trainer, "fast_dev_run", True):
+        trainer = self.trainer
+        if not self.noise_records or trainer is None or getattr(trainer, "fast_dev_run", False):
             return
-        folder = self.trainer.log_dir  # a broadcast: on every rank
-        if folder is None or not self.trainer.is_global_zero:
+        folder = trainer.log_dir  # a broadcast: on every rank
+        if folder is None or not trainer.is_global_zero:
             return
-        write_noise(Path(RunFolder(folder).artifacts) / "noise.jsonl", self.noise_records)
+        write_noise(RunFolder(folder).artifacts / "noise.jsonl", self.noise_records)

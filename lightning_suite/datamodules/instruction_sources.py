@@ -334,7 +334,8 @@ def _json(path: Path, content: bytes, line: int) -> Any:
 def _read_parquet(path: Path) -> list[Row]:
     parquet, pyarrow = import_extra("pyarrow.parquet", "llm"), import_extra("pyarrow", "llm")
     try:
-        rows: list[Row] = parquet.read_table(path).to_pylist()
+        with path.open("rb") as file:
+            rows: list[Row] = parquet.read_table(file).to_pylist()
     except OSError as err:
         raise SuiteError(f"{path}: cannot be read ({err.strerror or err}).") from err
     except pyarrow.ArrowException as err:

@@ -80,6 +80,12 @@ def eval_loader(dataset: Dataset[T], batch_size: int, *, num_workers: int) -> Da
     return DataLoader(dataset, shuffle=False, **_loader_arguments(batch_size, num_workers))
 
 
+def no_loaders() -> list[DataLoader[Any]]:
+    """Return what a ``…_dataloader`` hook returns where there is no such split, on purpose."""
+    warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+    return []
+
+
 class BatchOrder(DistributedSampler[Any]):
     """The order of batches whose samples are fixed; each rank gets every so-many-th.
 

@@ -16,7 +16,12 @@ from lightning_suite.datamodules.hf_datasets import (
     load_folder_dataset,
     load_hub_dataset,
 )
-from lightning_suite.datamodules.loading import ResumableLoader, eval_loader, train_loader
+from lightning_suite.datamodules.loading import (
+    ResumableLoader,
+    eval_loader,
+    no_loaders,
+    train_loader,
+)
 from lightning_suite.errors import SuiteError, did_you_mean
 from lightning_suite.language.loading import load_tokenizer
 
@@ -184,7 +189,7 @@ class TextDataModule(LightningDataModule):
         """Return the validation batches in order, or an empty list without validation."""
         self.setup()
         if "val" not in self._datasets:
-            return []
+            return no_loaders()
         return eval_loader(self._some("val"), self.batch_size, num_workers=self.num_workers)
 
     def test_dataloader(self) -> DataLoader[Batch]:

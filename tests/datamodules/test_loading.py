@@ -13,7 +13,13 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_suite.datamodules.loading import ResumableLoader, eval_loader, train_loader
+from lightning_suite.datamodules.loading import (
+    BatchOrder,
+    ResumableLoader,
+    batch_loader,
+    eval_loader,
+    train_loader,
+)
 
 
 class Numbers(Dataset[Tensor]):
@@ -150,3 +156,37 @@ def test_a_loader_resumed_twice_in_an_epoch_still_counts_from_its_start() -> Non
         resumed = make()
         resumed.load_state_dict(loader.state_dict())
         loader = resumed
+
+
+# --- batches that are formed already --------------------------------------------------------------
+
+FORMED = [[0, 1], [2], [3, 4, 5], [6], [7, 8]]
+
+
+class Tens(Dataset[list[int]]):
+    def __getitem__(self, indices: list[int]) -> list[int]:
+        return [10 * i for i in indices]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_formed_batches_stay_together_and_their_order_is_drawn(workers: int) -> None:
+    loader = batch_loader(Tens(), FORMED, seed=3, num_workers=workers, trainer=None)
+    orders = []
+    for epoch in (0, 1, 0):
+        loader.sampler.set_epoch(epoch)
+        orders.append(list(loader))
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == [[10 * i for i in b] for b in FORMED]
+    assert len(loader) == 5
+
+
+def test_without_a_seed_formed_batches_keep_their_order() -> None:
+    loader = batch_loader(Tens(), FORMED, seed=None, num_workers=0, trainer=None)
+    assert list(loader) == [[10 * i for i in batch] for batch in FORMED]
+
+
+def test_ranks_get_equally_many_batches_and_miss_none() -> None:
+    ranks = [list(BatchOrder(FORMED, num_replicas=2, rank=r, seed=1)) for r in (0, 1)]
+    assert [len(rank) for rank in ranks] == [3, 3]
+    got = [batch for rank in ranks for batch in rank]
+    assert all(batch in got for batch in FORMED)
