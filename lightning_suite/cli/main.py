@@ -28,7 +28,7 @@ Depth-muP:
 
 Examples:
   lightning-suite list
-  lightning-suite cp depth_mup/digits my.yaml
+  lightning-suite cp depth_mup/llama_from_scratch my.yaml
   lightning-suite fit -c my.yaml
   lightning-suite fit -c my.yaml -c configs/overlays/depth_mup.yaml --trainer.max_epochs 3
   lightning-suite fit -c my.yaml --print_config     (after the command, never before it)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lightning_suite.depth_mup.parametrization import Parametrization
 from lightning_suite.depth_mup.rules import Rule
-from lightning_suite.errors import SuiteError, did_you_mean
+from lightning_suite.errors import SuiteError, check_choice
 
 Activation = Literal["tanh", "relu", "gelu", "silu", "identity"]
 BranchInput = Literal["identity", "activation", "norm"]
@@ -35,14 +35,6 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "identity": nn.Identity,
 }
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise SuiteError(
-            f"{name}={value!r} is not known.{did_you_mean(value, choices)} "
-            f"Choose one of: {', '.join(choices)}."
-        )
 
 
 class ResidualBlock(nn.Module):
@@ -161,9 +153,9 @@ def _check_arguments(
 ) -> None:
     if block_depth not in (1, 2):
         raise SuiteError(f"block_depth={block_depth}; a branch has 1 or 2 matrices.")
-    _check_choice("activation", activation, get_args(Activation))
-    _check_choice("branch_input", branch_input, get_args(BranchInput))
-    _check_choice("readout_init", readout_init, get_args(ReadoutInit))
+    check_choice("activation", activation, get_args(Activation))
+    check_choice("branch_input", branch_input, get_args(BranchInput))
+    check_choice("readout_init", readout_init, get_args(ReadoutInit))
 
 
 class ResidualMLP(ResidualNet):
