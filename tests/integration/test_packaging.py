@@ -72,7 +72,9 @@ def test_wheel_exposes_one_package(dist: Path) -> None:
 def test_wheel_holds_every_config_and_data_file(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    configs = {f"lightning_suite/{path.relative_to(ROOT)}" for path in ROOT.glob("configs/**/*.yaml")}
+    configs = {
+        f"lightning_suite/{path.relative_to(ROOT)}" for path in ROOT.glob("configs/**/*.yaml")
+    }
     assert configs
     assert configs <= names
     data = [
@@ -86,7 +88,8 @@ def test_wheel_holds_every_config_and_data_file(dist: Path) -> None:
 def test_sdist_builds_the_same_wheel_contents(dist: Path) -> None:
     (sdist,) = dist.glob("*.tar.gz")
     (wheel,) = dist.glob("*.whl")
-    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
     package = {
         name
         for name in zipfile.ZipFile(wheel).namelist()
@@ -96,9 +99,12 @@ def test_sdist_builds_the_same_wheel_contents(dist: Path) -> None:
     assert {"README.md", "LICENSE", "pyproject.toml"} <= names
 
 
-def test_installed_wheel_lists_its_configs_and_shadows_nothing(site: Path, tmp_path: Path) -> None:
+def test_installed_wheel_works_and_shadows_nothing(site: Path, tmp_path: Path) -> None:
     where = run(
-        "-c", "import lightning_suite; print(lightning_suite.__file__)", cwd=tmp_path, PYTHONPATH=str(site)
+        "-c",
+        "import lightning_suite; print(lightning_suite.__file__)",
+        cwd=tmp_path,
+        PYTHONPATH=str(site),
     )
     assert where.stdout.startswith(str(site))
     listed = run("-m", "lightning_suite", "list", cwd=tmp_path, PYTHONPATH=str(site))
