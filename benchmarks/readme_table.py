@@ -1,0 +1,96 @@
+"""Write the measured figures of ``benchmarks/results/*.json`` into the README.
+
+python benchmarks/readme_table.py            # rewrite the table between the two markers
+python benchmarks/readme_table.py --check    # exit 1 if the README is not up to date
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning_suite.files import atomic_write
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+START, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
+
+Rows = Iterator[tuple[str, str]]
+
+
+def callback_overhead(result: dict[str, Any]) -> Rows:
+    for row in result["rows"]:
+        if row["variant"] in ("groups", "step", "groups by hand"):
+            what = (
+                "the same groups written by hand"
+                if row["variant"] == "groups by hand"
+                else f'`DepthMuPLRCallback`, `apply="{row["variant"]}"`'
+            )
+            yield (
+                f"{what}: cost of a step of {row['ms_a_step_without']:.0f} ms",
+                f"+{row['added_microseconds']:.0f} µs (+{100 * row['overhead']:.1f} %)",
+            )
+
+
+def monitor_overhead(result: dict[str, Any]) -> Rows:
+    for row in result["rows"]:
+        what = f"steps of {row['ms_a_step_without']:.0f} ms"
+        numbers = f"{row['ratio_median']:.2f}× [{row['ratio_min']:.2f}, {row['ratio_max']:.2f}]"
+        if row["variant"] == "every 100 steps":
+            yield f"`FeatureDynamicsMonitor` at its default interval: time, {what}", numbers
+        elif row["variant"] == "without, again":
+            yield f"the same measurement without a monitor (the noise), {what}", numbers
+
+
+def batched_sweep(result: dict[str, Any]) -> Rows:
+    runs = result["runs_per_batch"]
+    for optimizer in ("sgd", "adamw"):
+        cells = [
+            f"L={row['depth']}: {row['times_faster']:.1f}× "
+            f"[{row['times_faster_min']:.1f}, {row['times_faster_max']:.1f}]"
+            for row in result["rows"]
+            if (row["way"], row["runs"], row["optimizer"]) == ("ours", runs, optimizer)
+        ]
+        yield (
+            f"{runs} runs of a sweep together, against one by one ({optimizer}): times faster",
+            "; ".join(cells),
+        )
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
+    "callback_overhead": callback_overhead,
+    "monitor_overhead": monitor_overhead,
+    "batched_sweep": batched_sweep,
+}
+
+
+def table() -> str:
+    lines = ["| what | measured | command |", "|---|---|---|"]
+    for name, rows in TABLES.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            lines += [
+                f"| {what} | {number} | `benchmarks/{name}.py` |" for what, number in rows(result)
+            ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    head, _, rest = text.partition(START)
+    _, _, tail = rest.partition(END)
+    new = f"{head}{START}\n{table()}\n{END}{tail}"
+    if "--check" in sys.argv[1:]:
+        return int(new != text)
+    with atomic_write(readme) as file:
+        file.write(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
