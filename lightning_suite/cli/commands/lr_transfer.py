@@ -26,7 +26,7 @@ from lightning_suite.depth_mup.lr_transfer import (
     parse_log2_lrs,
 )
 from lightning_suite.depth_mup.sweep_store import SweepStore, run_sweep
-from lightning_suite.errors import SuiteError
+from lightning_suite.errors import MissingExtraError, SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.run_folder import RunFolder
 
@@ -168,8 +168,11 @@ def save(
     drifts: Sequence[Drift],
 ) -> None:
     """Write the tables and, where matplotlib is installed, the figures of a sweep."""
-    for name, figure, title, caption in _figures(results, optima):
-        folder.add_figure(name, figure, title=title, caption=caption, section=_SECTION)
+    try:
+        for name, figure, title, caption in _figures(results, optima):
+            folder.add_figure(name, figure, title=title, caption=caption, section=_SECTION)
+    except MissingExtraError as err:
+        print(f"No figures: {err}", file=sys.stderr)
     folder.add_table(
         "lr_transfer_drift",
         [drift_row(drift) for drift in drifts],
