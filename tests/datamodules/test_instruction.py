@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from glass_lm import glass_model, glass_tokenizer
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -241,6 +242,58 @@ def test_trainer_predict_gives_every_id_once(tmp_path: Path) -> None:
         found = trainer.predict(Recorder(), data)
         assert found is not None
         assert sorted(flat(found)) == sorted(data.samples().ids)
+
+
+class RankRecorder(Recorder):
+    """Writes what its rank has seen."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def on_train_end(self) -> None:
+        self._write("train", self.seen)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
+        self.seen.append(batch["ids"])
+        return batch["ids"]
+
+    def on_predict_end(self) -> None:
+        self._write("predict", self.seen)
+
+    def _write(self, what: str, seen: list[list[str]]) -> None:
+        (self.folder / f"{what}{self.global_rank}.json").write_text(json.dumps(seen))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+@pytest.mark.parametrize("what", ["train", "predict"])
+def test_two_ranks_share_the_batches_of_one(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_PORT", str(find_free_network_port()))
+    data = set_up(batch_tokens=1000)
+    trainer = Trainer(
+        accelerator="cpu",
+        strategy="ddp_fork",
+        devices=2,
+        max_epochs=1,
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        logger=False,
+    )
+    if what == "train":
+        trainer.fit(RankRecorder(tmp_path), data)
+    else:
+        trainer.predict(RankRecorder(tmp_path), data, return_predictions=False)
+    first, second = (json.loads((tmp_path / f"{what}{rank}.json").read_text()) for rank in (0, 1))
+    alone = ids_of(set_up(batch_tokens=1000).predict_dataloader())
+    assert len(first) == len(second) == (len(alone) + 1) // 2
+    assert set(flat(first) + flat(second)) == set(data.samples().ids)
+    twice = [batch for batch in first if batch in second]
+    assert len(twice) == len(alone) % 2  # ranks take equally many steps
 
 
 # --- nothing is lost in silence -------------------------------------------------------------------

@@ -144,3 +144,13 @@ def test_a_cache_that_cannot_be_written_is_named(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "m.gguf"))
     with pytest.raises(SuiteError, match="cannot be written there .*XDG_CACHE_HOME"):
         converted(tmp_path / "m.gguf")
+
+
+def test_without_the_reader_the_command_that_installs_it_is_named(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "m.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)  # as if it were not installed
+    with pytest.raises(SuiteError, match=r"pip install 'lightning-suite\[gguf\]'"):
+        converted(tmp_path / "m.gguf")
+    assert list(cache.iterdir()) == []
