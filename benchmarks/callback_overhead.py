@@ -6,7 +6,7 @@ the CPU time of the process (one thread), which neighbours on a busy machine dis
 second run without the callback ("without, again") shows how exact the measurement is, and "groups
 by hand" what torch asks for one group a role, callback or not.
 
-    python benchmarks/callback_overhead.py --output benchmarks/results/callback_overhead.json
+    python benchmarks/callback_overhead.py
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--blocks", type=int, default=600, help="timed blocks a variant")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results" / "callback_overhead.json"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")

@@ -5,7 +5,7 @@ monitor measures one. The time is the CPU time of the process, which neighbours 
 disturb least. "without, again" shows how exact the measurement is; "every step" is the cost of a
 measurement itself.
 
-    python benchmarks/monitor_overhead.py --output benchmarks/results/monitor_overhead.json
+    python benchmarks/monitor_overhead.py
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results" / "monitor_overhead.json"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
