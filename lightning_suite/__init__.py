@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _PUBLIC: dict[str, str] = {
     "DepthMuPLRCallback": "lightning_suite.callbacks.depth_mup_lr",
     "FeatureDynamicsMonitor": "lightning_suite.callbacks.feature_dynamics_monitor",
+    "GradientFeatureCallback": "lightning_suite.callbacks.gradient_features",
     "ResidualNetModule": "lightning_suite.depth_mup.module",
     "CausalLMModule": "lightning_suite.language.module",
     "ImageDataModule": "lightning_suite.datamodules.image",
@@ -26,6 +27,7 @@ _PUBLIC: dict[str, str] = {
 if TYPE_CHECKING:
     from lightning_suite.callbacks.depth_mup_lr import DepthMuPLRCallback
     from lightning_suite.callbacks.feature_dynamics_monitor import FeatureDynamicsMonitor
+    from lightning_suite.callbacks.gradient_features import GradientFeatureCallback
     from lightning_suite.datamodules.image import ImageDataModule
     from lightning_suite.datamodules.instruction import InstructionDataModule
     from lightning_suite.datamodules.text import TextDataModule
@@ -36,6 +38,7 @@ __all__ = [
     "CausalLMModule",
     "DepthMuPLRCallback",
     "FeatureDynamicsMonitor",
+    "GradientFeatureCallback",
     "ImageDataModule",
     "InstructionDataModule",
     "ResidualNetModule",

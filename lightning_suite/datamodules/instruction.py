@@ -288,10 +288,7 @@ class InstructionDataModule(LightningDataModule):
         """Read, split, spoil if asked to, and tokenize the data, all splits at once."""
         if self._samples:
             return
-        splits = self._read()
-        splits["train"], self.noise_records = plant_noise(
-            splits["train"], self.noise, self.noise_seed
-        )
+        splits, self.noise_records = self._read_and_spoil()
         tokenizer = self._load_tokenizer()
         self.template = choose_template(tokenizer, self.prompt_template)
         self.vocab_size = len(tokenizer)
@@ -353,6 +350,11 @@ class InstructionDataModule(LightningDataModule):
         """Return the tokenized samples of a split (``"train"``, ``"val"`` or ``"test"``)."""
         return self._some(split)
 
+    def examples(self, split: str = "train") -> list[Example]:
+        """Return a split's conversations, planted noise and all; they are read again."""
+        splits, _ = self._read_and_spoil()
+        return splits[split]
+
     @property
     def _name(self) -> str:
         return self.source if isinstance(self.source, str) else ", ".join(self.source)
@@ -376,6 +378,11 @@ class InstructionDataModule(LightningDataModule):
             num_workers=self.num_workers,
             trainer=self.trainer,
         )
+
+    def _read_and_spoil(self) -> tuple[dict[str, list[Example]], list[Spoilt]]:
+        splits = self._read()
+        splits["train"], records = plant_noise(splits["train"], self.noise, self.noise_seed)
+        return splits, records
 
     def _read(self) -> dict[str, list[Example]]:
         splits = {

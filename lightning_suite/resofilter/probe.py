@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -56,12 +56,10 @@ class SampleProbe:
     ) -> None:
         self.model = model
         self.recorder = FeatureRecorder(targets, features)
-        self._sensitive = [f.name for f in features if f.counts_small_entries]
         self._allow_low_precision = allow_low_precision
         self._exit = ExitStack()
-        for target in targets:
-            weight = getattr(target.module, target.parameter)
-            self._refuse_low_precision(weight.dtype, f"{target.name} has {weight.dtype} weights")
+        if not allow_low_precision:
+            refuse_low_precision(features, targets)
 
     def __enter__(self) -> Any:
         self._exit.enter_context(probing(self.model))
@@ -93,17 +91,37 @@ class SampleProbe:
 
     def _refuse_autocast(self) -> None:
         device = next(self.model.parameters()).device.type
-        if torch.is_autocast_enabled(device):
-            self._refuse_low_precision(torch.get_autocast_dtype(device), "autocast is on")
-
-    def _refuse_low_precision(self, dtype: torch.dtype, what: str) -> None:
-        if self._sensitive and not self._allow_low_precision and dtype.itemsize < 4:
-            raise SuiteError(
-                f"{' and '.join(self._sensitive)} count entries near 1e-8, and {what}: on "
-                "SmolLM2-135M with GSM8K, bfloat16 weights left a rank correlation of 0.05 with "
-                "the right order, bfloat16 autocast 0.965. Load the model with dtype float32, ask "
-                "for grad_norm (0.9993 under autocast), or allow low precision."
+        if torch.is_autocast_enabled(device) and not self._allow_low_precision:
+            refuse_low_precision(
+                self.recorder.features, self.recorder.targets, torch.get_autocast_dtype(device)
             )
+
+
+def refuse_low_precision(
+    features: Sequence[Feature], targets: Sequence[Target], autocast: torch.dtype | None = None
+) -> None:
+    """Refuse 16 bits for features that count entries near 1e-8.
+
+    Args:
+        features: What is computed.
+        targets: What is watched.
+        autocast: In which the forward pass runs; None without.
+
+    Raises:
+        SuiteError: One of the weights, or ``autocast``, has less than 32 bits.
+    """
+    sensitive = [f.name for f in features if f.counts_small_entries]
+    dtypes = {f"{t.name} has {t.weight.dtype} weights": t.weight.dtype for t in targets}
+    if autocast is not None:
+        dtypes["autocast is on"] = autocast
+    what = next((what for what, dtype in dtypes.items() if dtype.itemsize < 4), None)
+    if sensitive and what:
+        raise SuiteError(
+            f"{' and '.join(sensitive)} count entries near 1e-8, and {what}: on SmolLM2-135M with "
+            "GSM8K, bfloat16 weights left a rank correlation of 0.05 with the right order, "
+            "bfloat16 autocast 0.965. Load the model with dtype float32, ask for grad_norm "
+            "(0.9993 under autocast), or allow low precision."
+        )
 
 
 def table_rows(
@@ -119,11 +137,16 @@ def table_rows(
     """
     losses = losses.double().cpu()
     columns = {name: values.detach().cpu() for name, values in features.items()}
-    finite = losses.isfinite()
-    for values in columns.values():
-        finite &= values.reshape(len(ids), -1).isfinite().all(1)
-    scored = [
+    scored = mark_nonfinite(status, [losses, *columns.values()])
+    return {"sample_id": list(ids), "status": scored, "loss": losses, **columns}
+
+
+def mark_nonfinite(status: Sequence[str], columns: Iterable[Tensor]) -> list[str]:
+    """Return ``nonfinite`` for scored samples with a value, [N] or [N, k], that is not finite."""
+    finite = torch.ones(len(status), dtype=torch.bool)
+    for values in columns:
+        finite &= values.reshape(len(status), -1).isfinite().all(1)
+    return [
         NONFINITE if old in (OK, TRUNCATED) and not fine else old
         for old, fine in zip(status, finite.tolist(), strict=True)
     ]
-    return {"sample_id": list(ids), "status": scored, "loss": losses, **columns}

@@ -66,6 +66,13 @@ class FeatureRecorder:
         """Names of what :meth:`finish` returns: ``<target>.<feature>``."""
         return [f"{t.name}.{f.name}" for t in self.targets for f in self.features]
 
+    @property
+    def float64_columns(self) -> list[str]:
+        """Names of the columns whose samples differ in the last digits only."""
+        return [
+            f"{t.name}.{f.name}" for t in self.targets for f in self.features if f.nearly_constant
+        ]
+
     def __enter__(self) -> FeatureRecorder:
         self.attach()
         return self

@@ -95,6 +95,39 @@ def resofilter_selection(
     return np.asarray(first[kept], dtype=np.int64)
 
 
+def as_published(manifest: Mapping[str, Any], **options: Any) -> None:
+    """Refuse scores or options that are not those of the authors' published script.
+
+    Args:
+        manifest: Of the scores.
+        options: Of the selection: ``by``, ``order``, ``layers``, ``strata``.
+
+    Raises:
+        SuiteError: Something differs; the message lists all of it.
+    """
+    wanted = {"by": "adam1_mean_abs", "order": "lowest", "layers": "last:3", "strata": None}
+    wrong = [
+        f"{name} is {options[name]!r}, expected {value!r}"
+        for name, value in wanted.items()
+        if name in options and options[name] != value
+    ]
+    constants = {"lr": 1e-5, "eps": 1e-8, "weight_decay": 0.01}
+    scored = manifest.get("features", {}).get("adam1_mean_abs", {})
+    wrong += [
+        f"{name} of adam1_mean_abs is {scored.get(name)}, expected {value}"
+        for name, value in constants.items()
+        if scored.get(name) != value
+    ]
+    targets: Mapping[str, str] = manifest.get("targets", {})
+    modules = {name: dtype for name, dtype in targets.items() if matches(name, "up_proj")}
+    if not modules:
+        wrong.append("no up_proj was scored")
+    if low := sorted({dtype for dtype in modules.values() if dtype != "float32"}):
+        wrong.append(f"the weights are {', '.join(low)}, expected float32")
+    if wrong:
+        raise SuiteError("compat=resofilter: " + "; ".join(wrong) + ".")
+
+
 def score_column(
     table: Mapping[str, Array],
     by: str = "adam1_mean_abs",

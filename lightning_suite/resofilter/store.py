@@ -40,6 +40,7 @@ SAMPLE_COLUMNS = (
     "n_tokens",
     "n_label_tokens",
     "step",
+    "batch",
     "lr",
 )
 Manifest = dict[str, Any]
@@ -72,9 +73,9 @@ class ScoreStore:
         self.folder, self.rank, self.rows_per_shard = Path(folder), rank, rows_per_shard
         self._float64 = {"loss", "perplexity", "loss_without_prompt", "lr", *float64_columns}
         self._waiting: list[Any] = []
+        self._next = 0
         self._claim(manifest)
-        own = (_shard_number(path, rank) for path in shard_files(self.folder))
-        self._next = 1 + max((n for n in own if n is not None), default=-1)
+        self._number()
 
     def finished_ids(self) -> set[str]:
         """Return the ids in finished shards, of all ranks."""
@@ -91,6 +92,37 @@ class ScoreStore:
         if sum(len(table) for table in self._waiting) >= self.rows_per_shard:
             self.flush()
 
+    def keep_batches(self, before: int, source: str | Path | None = None) -> None:
+        """Keep the rows of the batches that a resumed run does not train on again.
+
+        Args:
+            before: Rows of this batch and later ones go.
+            source: Another folder of online scores, to take the rows from; its own files stay as
+                they are. None takes this folder's, and rewrites the shards that lose rows.
+
+        Raises:
+            SuiteError: The other folder's scores were made in another way.
+        """
+        parquet, compute = _parquet(), import_extra("pyarrow.compute", "llm")
+        if source is not None and (
+            changes := manifest_difference(read_manifest(source), read_manifest(self.folder))
+        ):
+            raise SuiteError(
+                f"{source}: the run that is continued made its scores in another way:\n  "
+                + "\n  ".join(changes)
+            )
+        for path in shard_files(source or self.folder):
+            table = parquet.read_table(path)
+            kept = table.filter(compute.less(table["batch"], before))
+            target = self.folder / SHARDS / path.name
+            if len(kept) == len(table) and target.exists():
+                continue
+            if len(kept):
+                write_table(kept, target)
+            else:
+                target.unlink(missing_ok=True)
+        self._number()
+
     def flush(self) -> None:
         """Write what was added since the last shard.
 
@@ -104,6 +136,10 @@ class ScoreStore:
         path = self.folder / SHARDS / f"rank{self.rank}-{self._next:06d}.parquet"
         write_table(table, path)
         self._waiting, self._next = [], self._next + 1
+
+    def _number(self) -> None:
+        own = (_shard_number(path, self.rank) for path in shard_files(self.folder))
+        self._next = 1 + max((n for n in own if n is not None), default=-1)
 
     def _claim(self, manifest: Manifest) -> None:
         path = self.folder / MANIFEST
@@ -122,15 +158,16 @@ class ScoreStore:
 
 
 def make_manifest(
-    model: nn.Module,
+    model: nn.Module | None,
     targets: Sequence[Target],
     features: Sequence[Feature],
+    /,
     **more: Any,
 ) -> Manifest:
     """Return what the scores depend on, as plain values.
 
     Args:
-        model: Hashed: names, shapes, dtypes and bytes of all its weights.
+        model: Hashed: names, shapes, dtypes and bytes of all its weights. None where they change.
         targets: What is watched.
         features: What is computed.
         more: For example ``mode``, ``model`` (its name), ``data`` (see
@@ -140,7 +177,7 @@ def make_manifest(
     return {
         "format": FORMAT,
         **more,
-        "weights": weights_fingerprint(model),
+        **({} if model is None else {"weights": weights_fingerprint(model)}),
         "targets": {t.name: str(t.weight.dtype).removeprefix("torch.") for t in targets},
         "features": {f.name: f.spec() for f in features},
         "versions": {
@@ -207,7 +244,8 @@ def read_manifest(folder: str | Path) -> Manifest:
 def merge_shards(folder: str | Path) -> Any:
     """Return the scores of all ranks as one ``pyarrow.Table``, each sample once, sorted by id.
 
-    Samplers that divide data among ranks may repeat some: the lowest rank's row is kept.
+    Of scores made while training (``mode: online``) each sample once a batch, sorted by id and
+    batch. Samplers that divide data among ranks may repeat some: the lowest rank's row is kept.
     Numeric ids are sorted as numbers. The result depends on the scores alone, and not on how
     they are spread over shards.
 
@@ -220,12 +258,13 @@ def merge_shards(folder: str | Path) -> Any:
         raise SuiteError(f"{folder}: has no finished shards in {SHARDS}/.")
     table = pyarrow.concat_tables([parquet.read_table(f) for f in files], promote_options="none")
     ids = table["sample_id"].to_pylist()
-    first: dict[str, int] = {}
-    for row, sample_id in enumerate(ids):
-        first.setdefault(sample_id, row)
-    numeric = all(re.fullmatch(r"-?\d+", sample_id) for sample_id in first)
-    order = sorted(first, key=lambda sample_id: (int(sample_id) if numeric else 0, sample_id))
-    return table.take([first[sample_id] for sample_id in order]).combine_chunks()
+    batches = table["batch"].to_pylist() if "batch" in table.column_names else [0] * len(ids)
+    first: dict[tuple[str, int], int] = {}
+    for row, key in enumerate(zip(ids, batches, strict=True)):
+        first.setdefault(key, row)
+    numeric = all(re.fullmatch(r"-?\d+", sample_id) for sample_id, _ in first)
+    order = sorted(first, key=lambda key: (int(key[0]) if numeric else 0, *key))
+    return table.take([first[key] for key in order]).combine_chunks()
 
 
 def write_table(table: Any, path: str | Path) -> None:

@@ -33,6 +33,8 @@ COMMANDS = {
     "report": Command("make report.html of a run"),
     "coord-check": Command("does each layer learn equally at every depth?", takes_config=True),
     "lr-transfer": Command("does the best learning rate stay put over depth?", takes_config=True),
+    "score": Command("score training samples by their own gradients", takes_config=True),
+    "select": Command("keep the samples with the best scores"),
 }
 
 # Trainer methods: these go to the LightningCLI.

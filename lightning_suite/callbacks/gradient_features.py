@@ -1,0 +1,337 @@
+"""Exact gradients of every single sample, as features, in the middle of any training."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_suite.errors import SuiteError, check_choice
+from lightning_suite.resofilter.features import make_features
+from lightning_suite.resofilter.online import (
+    REDUCTIONS,
+    BatchSamples,
+    RunningMeans,
+    read_samples,
+    refuse_compiled,
+    refuse_mixing_layers,
+)
+from lightning_suite.resofilter.probe import Rows, refuse_low_precision
+from lightning_suite.resofilter.recorder import FeatureRecorder
+from lightning_suite.resofilter.store import ScoreStore, make_manifest, shard_files
+from lightning_suite.resofilter.targets import find_targets
+
+_VERSION = 1
+
+# By name, so that both Lightning packages and absent ones are recognised.
+_SHARDING = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
+
+
+class GradientFeatureCallback(Callback):
+    """Records features of each sample's own gradient while a model trains: no extra backward.
+
+    Each rank writes Parquet shards into ``folder``: one row for every sample of every measured
+    batch, with ``sample_id``, ``status``, ``step``, ``batch`` (batches since training began),
+    ``lr`` (of the first watched weight), token counts where the batch has them, and one column
+    ``<module>.<feature>`` for each watched layer and feature.
+    :func:`lightning_suite.resofilter.store.merge_shards` reads them as one table. The weights
+    move while training, so these scores are not those of ``lightning-suite score``, and the two
+    are never mixed.
+
+    Args:
+        features: Names, or mappings of a name and settings (``{"name": "sketch", "size": 16}``),
+            see :mod:`lightning_suite.resofilter.features`.
+        modules: ``"all"``, or pieces of dotted names (``"up_proj"``), or globs. Linear layers, 2D
+            convolutions, LoRA's matrices and Hugging Face's ``Conv1D`` can be watched.
+        layers: ``"all"``, ``"last:3"``, ``"first:2"``, a number or a list of numbers.
+        biases: Also watch these layers' biases.
+        ids: Key or position of the samples' ids in a batch. None takes ``ids`` of a mapping that
+            has it, and otherwise a hash of the sample's own content.
+        reduction: How the loss is made of its samples: ``mean``, ``sum``, ``token_mean`` (over
+            label tokens: a Hugging Face causal LM's), or ``auto``: ``token_mean`` for batches with
+            ``input_ids`` and ``labels``, else ``mean``.
+        every_n_steps: Interval in optimizer steps; all batches of a measured step are recorded.
+        folder: Where the shards go; default: ``gradient_features`` in the run's own folder. A
+            resumed run goes on there without lost or repeated rows; where its folder is another
+            one, the rows so far are copied.
+        rows_per_shard: Rows that a kill may lose before the first checkpoint after them; each
+            checkpoint writes what is there.
+        allow_low_precision: Compute ``adam1_mean_abs`` and its like in 16 bits, too, which
+            destroys their order.
+
+    *Logged metrics* (x-axis: optimizer steps), ``resofilter/`` and: ``<feature>``, the mean over
+    layers and samples since the last time; ``<feature>_max``, of the sample with the largest mean
+    over layers; ``samples``, how many these are. Samples without a finite value do not count.
+
+    *Supports* gradient accumulation, mixed precision (the fp16 scale is taken out), DDP (one
+    shard set a rank), activation checkpointing, manual optimization and several optimizers (the
+    first backward pass of each batch is recorded), any logger or none. *Refuses* sharded
+    parameters (FSDP, DeepSpeed, tensor parallel), ``torch.compile``, batch normalisation in
+    training mode, 16-bit weights or autocast for features that count small entries.
+
+    Raises:
+        SuiteError: An argument is out of range, nothing matches ``modules``, the folder holds
+            another run's rows, or one of the refusals above.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_suite import GradientFeatureCallback
+        >>> trainer = Trainer(
+        ...     callbacks=[GradientFeatureCallback(["grad_norm"], folder="gradients")],
+        ...     logger=False,
+        ... )
+    """
+
+    def __init__(
+        self,
+        features: list[str | dict[str, Any]] = ["grad_norm"],  # noqa: B006 (YAML shows it)
+        modules: str | list[str] = "all",
+        layers: str | int | list[int] = "all",
+        biases: bool = False,
+        ids: str | int | None = None,
+        reduction: Literal["auto", "mean", "sum", "token_mean"] = "auto",
+        every_n_steps: int = 1,
+        folder: str | None = None,
+        rows_per_shard: int = 4096,
+        allow_low_precision: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("every_n_steps", every_n_steps), ("rows_per_shard", rows_per_shard)):
+            if value < 1:
+                raise SuiteError(f"{name}={value}, and it must be at least 1.")
+        check_choice("reduction", reduction, REDUCTIONS)
+        make_features(features)  # a mistyped name is an error now, and not in `fit`
+        self.features = list(features)
+        self.modules = modules
+        self.layers = layers
+        self.biases = biases
+        self.ids = ids
+        self.reduction: Literal["auto", "mean", "sum", "token_mean"] = reduction
+        self.every_n_steps = every_n_steps
+        self.folder = folder
+        self.rows_per_shard = rows_per_shard
+        self.allow_low_precision = allow_low_precision
+        self._batches = 0  # trained on so far
+        self._restored: dict[str, Any] | None = None
+        self._path: Path | None = None
+        self._recorder: FeatureRecorder | None = None
+        self._store: ScoreStore | None = None
+        self._samples: BatchSamples | None = None  # of the batch in flight
+        self._rows: Rows | None = None
+        self._step = 0
+
+    @property
+    def state_key(self) -> str:
+        """Two callbacks that watch different things keep two states."""
+        return self._generate_state_key(
+            features=self.features, modules=self.modules, layers=self.layers
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the layers and put hooks on them."""
+        if stage != "fit":
+            return
+        self._release()
+        for cls in type(trainer.strategy).__mro__:
+            if cls.__name__ in _SHARDING:
+                raise SuiteError(
+                    f"GradientFeatureCallback reads whole layers, and {cls.__name__} leaves each "
+                    "process a shard of them. Use DDP or one device."
+                )
+        if self.folder is None and not trainer.loggers:
+            raise SuiteError(
+                "GradientFeatureCallback: the Trainer has no logger and so no folder of its own. "
+                "Set folder."
+            )
+        refuse_compiled(pl_module)
+        features = make_features(self.features)
+        targets = find_targets(pl_module, self.modules, self.layers, biases=self.biases)
+        if not self.allow_low_precision:
+            half = {"16": torch.float16, "bf": torch.bfloat16}.get(str(trainer.precision)[:2])
+            refuse_low_precision(features, targets.found, half)
+        for name, reason in targets.skipped.items():
+            rank_zero_info(f"GradientFeatureCallback: {name} is not watched: {reason}.")
+        self._recorder = FeatureRecorder(targets.found, features)
+        self._recorder.attach()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the store; in a resumed run, with the rows of what is not trained on again."""
+        if self._recorder is None:
+            return
+        refuse_mixing_layers(pl_module)
+        restored, self._restored = self._restored, None
+        if restored is not None:
+            self._batches = restored["batches"]
+        elif trainer.global_step == 0:
+            self._batches = 0
+        self._means = RunningMeans(self._recorder)
+        weight = getattr(self._recorder.targets[0].module, self._recorder.targets[0].parameter)
+        self._group = next(
+            (
+                group
+                for optimizer in trainer.optimizers
+                for group in optimizer.param_groups
+                if any(p is weight for p in group["params"])
+            ),
+            trainer.optimizers[0].param_groups[0],
+        )
+        log_dir = trainer.log_dir  # a broadcast: on every rank
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        self._path = Path(self.folder or Path(log_dir or "", "gradient_features"))
+        before = None if restored is None else Path(restored["folder"])
+        if trainer.is_global_zero:
+            self._store = self._open(self._path, trainer, pl_module)
+            if self._batches:
+                moved = before is not None and before.resolve() != self._path.resolve()
+                self._store.keep_batches(self._batches, before if moved else None)
+            elif shard_files(self._path):
+                raise SuiteError(
+                    f"{self._path}: holds the rows of another run. Give another folder, or go on "
+                    "with that run from its checkpoint."
+                )
+        trainer.strategy.barrier("gradient_features")
+        if not trainer.is_global_zero:
+            self._store = self._open(self._path, trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Watch this batch, where it is one to be recorded."""
+        self._rows = None
+        if self._recorder is None or trainer.global_step % self.every_n_steps:
+            return
+        # hooks see the gradients of what is differentiated
+        scale = 1.0
+        if pl_module.automatic_optimization:
+            scale = float(trainer.accumulate_grad_batches)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            scale /= scaler.get_scale()
+        self._samples = read_samples(batch, self.ids, self.reduction, scale)
+        self._step = trainer.global_step
+        self._recorder.start(len(self._samples.ids), multipliers=self._samples.multipliers)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the features; weights and rate are still those of the forward pass."""
+        self._take()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Take them here where manual optimization called ``loss.backward()`` itself."""
+        self._take()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Add the batch's rows to the store, and log."""
+        if self._recorder is None:
+            return
+        self._recorder.cancel()
+        self._samples = None
+        rows, self._rows = self._rows, None
+        self._batches += 1
+        if rows is None:
+            return
+        self._means.add(rows)
+        if self._store is not None:
+            self._store.add(rows)
+        accumulated = trainer.global_step > self._step
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
+        if accumulated and self._step % every < self.every_n_steps:
+            self._log(trainer, pl_module.device)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write all rows: a run that goes on from this checkpoint does not make them again."""
+        if self._store is not None:
+            self._store.flush()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Write what is there and leave the model as it was."""
+        self._finish()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write what is left and leave the model as it was."""
+        if stage == "fit":
+            self._finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many batches the rows so far are of, and where they are."""
+        folder = "" if self._path is None else str(self._path.resolve())
+        return {"version": _VERSION, "batches": self._batches, "folder": folder}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until training starts."""
+        if state_dict.get("version") != _VERSION:
+            raise SuiteError(
+                "the checkpoint's GradientFeatureCallback state is of version "
+                f"{state_dict.get('version')}, and this release reads version {_VERSION}."
+            )
+        self._restored = state_dict
+
+    def _open(self, path: Path, trainer: Trainer, pl_module: LightningModule) -> ScoreStore:
+        assert self._recorder is not None
+        manifest = make_manifest(
+            None,
+            self._recorder.targets,
+            self._recorder.features,
+            mode="online",
+            model=type(pl_module).__name__,
+            reduction=self.reduction,
+        )
+        return ScoreStore(
+            path,
+            manifest,
+            rank=trainer.global_rank,
+            rows_per_shard=self.rows_per_shard,
+            float64_columns=self._recorder.float64_columns,
+        )
+
+    def _log(self, trainer: Trainer, device: torch.device) -> None:
+        sums, largest = self._means.pop()
+        if trainer.world_size > 1:
+            sums = trainer.strategy.reduce(sums.to(device), reduce_op="sum").cpu()
+            largest = trainer.strategy.reduce(largest.to(device), reduce_op="max").cpu()
+        summary = {
+            f"resofilter/{key}": value for key, value in self._means.summary(sums, largest).items()
+        }
+        # As LearningRateMonitor does: a metric that goes through `pl_module.log` reaches the
+        # loggers in multiples of log_every_n_steps only, whatever was measured there.
+        trainer.callback_metrics.update({k: torch.tensor(v) for k, v in summary.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(summary, step=self._step)
+
+    def _take(self) -> None:
+        if self._recorder is None or self._samples is None:
+            return
+        samples, self._samples = self._samples, None
+        self._rows = samples.rows(
+            self._recorder.finish(),
+            step=self._step,
+            batch=self._batches,
+            lr=float(self._group["lr"]),
+        )
+
+    def _finish(self) -> None:
+        try:
+            if self._store is not None:
+                self._store.flush()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._recorder is not None:
+            self._recorder.detach()
+        self._recorder, self._store, self._samples, self._rows = None, None, None, None

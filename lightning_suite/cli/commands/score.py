@@ -1,0 +1,254 @@
+"""``lightning-suite score``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric import Fabric
+from lightning.pytorch import LightningDataModule, LightningModule, seed_everything
+
+from lightning_suite.cli.scoring import (
+    Progress,
+    open_data,
+    open_probe,
+    score_batches,
+    scored_network,
+)
+from lightning_suite.cli.shaping import build
+from lightning_suite.datamodules.instruction import InstructionDataModule
+from lightning_suite.errors import MissingExtraError, SuiteError
+from lightning_suite.files import atomic_write, write_json
+from lightning_suite.resofilter.batching import token_budget_batches, unfinished
+from lightning_suite.resofilter.features import make_features
+from lightning_suite.resofilter.store import (
+    MERGED,
+    ScoreStore,
+    make_manifest,
+    merge_shards,
+    read_manifest,
+    weights_fingerprint,
+    write_table,
+)
+from lightning_suite.resofilter.targets import find_targets
+from lightning_suite.run_folder import RunFolder
+
+# Built after seeding, so that all ranks and every start have the same untrained weights.
+DESCRIBED = {"model": LightningModule, "data": LightningDataModule}
+
+SOURCE, NOISY = "source.json", "data_with_noise.jsonl"
+
+
+def run(
+    model: Namespace | None = None,
+    data: Namespace | None = None,
+    features: list[str | dict[str, Any]] = [  # noqa: B006 (shown in the help)
+        "adam1_mean_abs",
+        "unsaturation",
+        "grad_norm",
+    ],
+    modules: str | list[str] = "up_proj",
+    layers: str | int | list[int] = "last:3",
+    biases: bool = False,
+    include_frozen: bool = False,
+    without_prompt: bool = False,
+    batch_tokens: int = 4096,
+    batch_samples: int | None = 64,
+    out: str = "runs/scores",
+    rows_per_shard: int = 1024,
+    allow_low_precision: bool = False,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    num_nodes: int = 1,
+    threads: int | None = None,
+    seed_everything: int = 0,
+    trainer: dict[str, Any] | None = None,
+) -> int:
+    """Score every training sample by its own gradient, with the weights as they are.
+
+    The method of ResoFilter: what one optimizer step on a sample would do to the weights. Nothing
+    is trained. A run that was stopped, or killed, goes on where it was when the same command is
+    given again. `lightning-suite select` then keeps some of the samples, in seconds.
+
+    Args:
+        model: The module as in a config of `fit` (class_path, init_args), usually from --config.
+        data: The data module, likewise; its training samples are scored.
+        features: What is computed: names, or {name: sketch, size: 16}.
+        modules: Layers to watch: all, pieces of their names such as up_proj, or globs.
+        layers: all, last:3, first:2, a number or a list of numbers.
+        biases: Also watch the biases of these layers.
+        include_frozen: Also watch weights that are not trained, such as those under LoRA.
+        without_prompt: Also compute the loss of the answer alone, for `select --by ifd`.
+        batch_tokens: Most tokens of a batch, padding included.
+        batch_samples: Most samples of a batch; null for no limit.
+        out: Folder for the scores, tables, figures and report.html.
+        rows_per_shard: Samples a file; a kill loses no more (and no more than a minute's).
+        allow_low_precision: Compute adam1_mean_abs and its like on 16-bit weights too, which
+            destroys their order.
+        accelerator: cpu, gpu, or auto.
+        devices: Processes on this machine; under torchrun and SLURM theirs count.
+        num_nodes: Machines.
+        threads: CPU threads of each process; null leaves it to torch.
+        seed_everything: For models that are built and not loaded.
+        trainer: Ignored, so that a config of `fit` can be used as it is.
+
+    Example:
+        lightning-suite score -c configs/resofilter/score.yaml
+        lightning-suite score -c configs/resofilter/score.yaml --data.init_args.source my.jsonl
+        lightning-suite score -c configs/resofilter/score.yaml --devices 8
+        torchrun --nproc-per-node 8 -m lightning_suite score -c configs/resofilter/score.yaml
+    """
+    del trainer
+    if not model or not data:
+        raise SuiteError(
+            "score needs the sections `model` and `data`, as in a config of `fit`. Start from one "
+            "that is shipped: lightning-suite score -c resofilter/score"
+        )
+    for name, value in (("batch_tokens", batch_tokens), ("batch_samples", batch_samples)):
+        if value is not None and value < 1:
+            raise SuiteError(f"{name}={value}, and it must be at least 1.")
+    chosen = make_features(features)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    fabric = _launch(accelerator, devices, num_nodes)
+    _seed(seed_everything)
+    module = build(LightningModule, model.as_dict(), "model")
+    module.configure_model()
+    datamodule = build(LightningDataModule, data.as_dict(), "data")
+    samples = open_data(datamodule, module)
+    network = scored_network(module)
+    targets = find_targets(network, modules, layers, biases=biases, include_frozen=include_frozen)
+    module.to(fabric.device)
+    folder = RunFolder(out)
+    config = {"model": model.as_dict(), "data": data.as_dict(), "out": out}
+    with open_probe(
+        module,
+        targets.found,
+        chosen,
+        samples,
+        without_prompt=without_prompt,
+        allow_low_precision=allow_low_precision,
+    ) as probe:
+        wide = [f"{t.name}.{f.name}" for t in targets.found for f in chosen if f.nearly_constant]
+
+        def store(manifest: dict[str, Any]) -> ScoreStore:
+            return ScoreStore(
+                out,
+                manifest,
+                rank=fabric.global_rank,
+                rows_per_shard=rows_per_shard,
+                float64_columns=wide,
+            )
+
+        if fabric.is_global_zero:
+            for name, reason in targets.skipped.items():
+                print(f"{name} is not watched: {reason}", file=sys.stderr)
+            shards = store(
+                make_manifest(
+                    network,
+                    targets.found,
+                    chosen,
+                    mode="probe",
+                    model=_model_name(module),
+                    data=samples.fingerprint(),
+                    template=samples.template,
+                    without_prompt=without_prompt,
+                    # a sample's last digits depend on its batch
+                    batches={"tokens": batch_tokens, "samples": batch_samples},
+                )
+            )
+            _write_source(folder.path, datamodule)
+        fabric.barrier()
+        if not fabric.is_global_zero:
+            weights = {"weights": weights_fingerprint(network)}
+            shards = store({**read_manifest(out), **weights})
+        batches = token_budget_batches(samples.lengths, batch_tokens, batch_samples)
+        waiting = unfinished(batches, samples.ids, shards.finished_ids())
+        # all have read what is finished before anybody adds to it
+        fabric.barrier()
+        own = waiting[fabric.global_rank :: fabric.world_size]
+        progress = Progress(sum(map(len, own)), shown=fabric.is_global_zero)
+        score_batches(probe, own, shards, progress)
+        progress.close()
+    fabric.barrier()
+    if fabric.is_global_zero:
+        scored = sum(map(len, waiting))
+        print(f"{scored:,} samples scored now, {len(samples.ids) - scored:,} before")
+        _finish(folder, datamodule, yaml.safe_dump(config, sort_keys=False))
+    return 0
+
+
+def _launch(accelerator: str, devices: int | str, num_nodes: int) -> Fabric:
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started the processes already
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        num_nodes = int(os.environ["GROUP_WORLD_SIZE"])
+    several = str(devices) != "1" or num_nodes > 1
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy="ddp" if several else "auto",
+    )
+    fabric.launch()
+    return fabric
+
+
+def _seed(seed: int) -> None:
+    seed_everything(seed, verbose=False)
+
+
+def _model_name(module: LightningModule) -> str:
+    name = module.hparams.get("pretrained")
+    return str(name) if name else type(module).__name__
+
+
+def _write_source(folder: Path, data: LightningDataModule) -> None:
+    """Write where the samples came from: `select` reads their rows there."""
+    if not isinstance(data, InstructionDataModule):
+        return
+    source: Any = data.source
+    columns, duplicates = asdict(data.columns), data.duplicate_ids
+    if data.noise:  # the rows that were scored are nowhere else
+        source = str((folder / NOISY).resolve())
+        columns, duplicates = {"messages": "messages", "id": "id"}, "refuse"
+        with atomic_write(source) as file:
+            for example in data.examples():
+                row = {"id": example.id, "messages": list(example.messages)}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    elif isinstance(source, str) and Path(source).exists():
+        source = str(Path(source).resolve())
+    write_json(folder / SOURCE, {"source": source, "columns": columns, "duplicate_ids": duplicates})
+
+
+def _finish(folder: RunFolder, data: LightningDataModule, config: str) -> None:
+    table = merge_shards(folder.path)
+    write_table(table, folder.path / MERGED)
+    status = Counter(table["status"].to_pylist())
+    print(", ".join(f"{count:,} {name}" for name, count in status.items()))
+    folder.write_record(command=["lightning-suite", *sys.argv[1:]], seed=None, config=config)
+    from lightning_suite.report.resofilter_figures import describe_scores  # noqa: PLC0415
+
+    try:
+        texts = _texts(data)
+        describe_scores(folder, table, texts)
+    except MissingExtraError as err:
+        print(f"no figures: {err}", file=sys.stderr)
+    from lightning_suite.report.page import write_report  # noqa: PLC0415
+
+    print(folder.path / MERGED)
+    print(write_report(folder.path))
+
+
+def _texts(data: LightningDataModule) -> dict[str, tuple[str, str]]:
+    """Return prompt and answer of each sample, if there are any."""
+    if not isinstance(data, InstructionDataModule):
+        return {}
+    return {example.id: (example.prompt, example.response) for example in data.examples()}

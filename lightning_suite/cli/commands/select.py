@@ -1,0 +1,176 @@
+"""``lightning-suite select``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lightning_suite.cli.selecting import (
+    SCORE_COLUMN,
+    Source,
+    output_path,
+    read_scores,
+    read_source,
+    write_rows,
+)
+from lightning_suite.errors import MissingExtraError, SuiteError, did_you_mean
+from lightning_suite.files import write_json
+from lightning_suite.resofilter.selection import (
+    Selection,
+    as_published,
+    length_strata,
+    resofilter_selection,
+    score_column,
+    select_from_table,
+)
+from lightning_suite.run_folder import RunFolder
+
+
+def run(
+    scores: str,
+    keep: float = 0.5,
+    by: str = "adam1_mean_abs",
+    order: Literal["lowest", "highest", "band", "random"] = "lowest",
+    layers: str = "last:3",
+    module: str = "all",
+    strata: str | None = None,
+    seed: int = 0,
+    compat: Literal["resofilter"] | None = None,
+    data: str | None = None,
+    out: str | None = None,
+    force: bool = False,
+) -> int:
+    """Keep a share of the scored samples, and write them as they were in the data.
+
+    The rows are written in the form of their source (.jsonl, .json or .parquet) and its order,
+    each with its sample_id and its score, so that the file is a source for InstructionDataModule.
+    What was done is written beside it (….selection.json). Samples without a score (no label
+    tokens, values that are not finite, not in the scores) are never kept, and counted.
+
+    Args:
+        scores: Folder that `score` wrote.
+        keep: Share to keep, above 0 and up to 1; int(N · (1 - keep)) samples go.
+        by: A feature that was scored, or random, loss, perplexity, ifd, length, label_length.
+        order: Which to keep; band drops as many from both ends.
+        layers: Whose mean is the score: all, last:3, first:2, or numbers such as 20,25.
+        module: Which modules' scores, where several were watched.
+        strata: Take the same share of each group: length:4 (quarters by length), or a column of
+            the data.
+        seed: For random.
+        compat: resofilter: what the authors' script keeps. The lowest mean over the last three
+            layers' up_proj, of the first sample of each prompt. Refuses other constants.
+        data: The data, if not where they were; default: where `score` read them.
+        out: File to write; default: kept with the source's suffix, in the folder of the scores.
+        force: Overwrite the file if it exists.
+
+    Example:
+        lightning-suite select runs/scores --keep 0.5
+        lightning-suite select runs/scores --keep 0.5 --by random --out random_half.jsonl
+        lightning-suite select runs/scores --keep 0.7 --order band --strata length:4
+        lightning-suite select runs/scores --keep 0.25 --compat resofilter --out quarter.parquet
+    """
+    folder = Path(scores)
+    table, manifest = read_scores(folder)
+    source = read_source(folder, data)
+    target = output_path(folder, source, out)
+    if target.exists() and not force:
+        raise SuiteError(f"{target} exists. Choose another --out, or add --force to overwrite it.")
+    places = {sample_id: row for row, sample_id in enumerate(table["sample_id"].tolist())}
+    # rows of the data that are in the scores, in the data's order: of equal scores the first goes
+    rows = [row for row, sample_id in enumerate(source.ids) if sample_id in places]
+    if not rows:
+        raise SuiteError(
+            f"{source.name}: none of its {len(source.ids):,} ids is in {scores}. Give the data "
+            "that were scored with --data."
+        )
+    chosen = [places[source.ids[row]] for row in rows]
+    ordered = {name: values[chosen] for name, values in table.items()}
+    if compat is not None:
+        as_published(manifest, by=by, order=order, layers=layers, strata=strata)
+        module = "up_proj" if module == "all" else module
+        score = score_column(ordered, by, layers=layers, module=module)
+        result = _published(ordered, score, [source.prompts[row] for row in rows], keep)
+    else:
+        result = select_from_table(
+            ordered,
+            keep,
+            by=by,
+            order=order,
+            layers=layers,
+            module=module,
+            strata=None if strata is None else _groups(strata, ordered, source, rows),
+            seed=seed,
+        )
+    kept = [rows[i] for i in result.kept.tolist()]
+    kept_scores = [float(result.score[i]) for i in result.kept.tolist()]
+    write_rows(target, source, kept, kept_scores)
+    without = {**result.excluded, "not_scored": len(source.ids) - len(rows)}
+    done = {
+        "scores": str(folder),
+        "data": source.name,
+        "keep": keep,
+        "by": by,
+        "order": order,
+        "layers": layers,
+        "module": module,
+        "strata": strata,
+        "seed": seed,
+        "compat": compat,
+        "rows": len(source.ids),
+        "kept": len(kept),
+        "without_score": without,
+        "lowest_kept": min(kept_scores),
+        "highest_kept": max(kept_scores),
+        "manifest": manifest,
+    }
+    write_json(target.with_suffix(".selection.json"), done)
+    print(f"{len(kept):,} of {len(source.ids):,} rows kept; each has {SCORE_COLUMN}")
+    for status, count in without.items():
+        if count:
+            print(f"{count:,} have no score ({status}) and are not kept")
+    print(target)
+    _draw(folder, by, result)
+    return 0
+
+
+def _published(table: dict[str, Any], score: Any, prompts: list[str], keep: float) -> Selection:
+    usable = np.isin(table["status"], ("ok", "truncated"))
+    score = np.where(usable, score, np.nan)
+    gone = table["status"][~np.isfinite(score)].tolist()
+    excluded = {status: gone.count(status) for status in dict.fromkeys(gone)}
+    return Selection(
+        resofilter_selection(score, prompts, str(1 - Fraction(str(keep)))), score, excluded
+    )
+
+
+def _groups(strata: str, table: dict[str, Any], source: Source, rows: list[int]) -> list[Any]:
+    name, _, number = strata.partition(":")
+    if name == "length" and number.isdecimal() and int(number) > 0:
+        if "n_tokens" not in table:
+            raise SuiteError("strata=length: the scores have no column n_tokens.")
+        return length_strata(table["n_tokens"], int(number))
+    if strata not in source.rows[0]:
+        raise SuiteError(
+            f"strata={strata!r}: is neither length:4 nor a column of {source.name}."
+            f"{did_you_mean(strata, source.rows[0])} Columns: {', '.join(source.rows[0])}."
+        )
+    return [json.dumps(source.rows[row].get(strata), sort_keys=True) for row in rows]
+
+
+def _draw(folder: Path, by: str, result: Selection) -> None:
+    """Show the cut in the report of the scores."""
+    from lightning_suite.report.page import write_report  # noqa: PLC0415
+    from lightning_suite.report.resofilter_figures import add_histogram  # noqa: PLC0415
+
+    kept = np.zeros(len(result.score), dtype=bool)
+    kept[result.kept] = True
+    try:
+        add_histogram(RunFolder(folder), by, result.score, kept)
+        print(write_report(folder))
+    except MissingExtraError as err:
+        print(f"no figure: {err}", file=sys.stderr)

@@ -1,0 +1,264 @@
+"""What `lightning-suite score` scores, and how: any LightningModule on any LightningDataModule."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor, nn
+
+from lightning_suite.datamodules.instruction import InstructionDataModule, InstructionSamples
+from lightning_suite.errors import SuiteError
+from lightning_suite.language.module import CausalLMModule
+from lightning_suite.language.prompts import template_hash
+from lightning_suite.resofilter.features import Feature
+from lightning_suite.resofilter.language_probe import CausalLMProbe
+from lightning_suite.resofilter.online import content_ids
+from lightning_suite.resofilter.probe import Rows, SampleProbe
+from lightning_suite.resofilter.store import Manifest, ScoreStore, data_fingerprint
+from lightning_suite.resofilter.targets import Target
+
+_SECONDS_PER_SHARD = 60  # a kill costs at most so much work
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class ScoringData:
+    """Samples that can be fetched by their index.
+
+    Attributes:
+        ids: From the data, unique.
+        lengths: Tokens of each; 1 for what has none.
+        fetch: Indices -> batch.
+        fingerprint: Number and hash of the samples.
+        template: Hash of the prompt template, for text.
+    """
+
+    ids: Sequence[str]
+    lengths: Sequence[int]
+    fetch: Callable[[Sequence[int]], Any]
+    fingerprint: Callable[[], Manifest]
+    template: str | None = None
+
+
+def open_data(data: LightningDataModule, module: LightningModule) -> ScoringData:
+    """Return the training samples of a data module.
+
+    `InstructionDataModule` also gives those without a label token. Of any other the training
+    loader's data set is read by index, without its sampler; a sample's id is in ``ids`` of the
+    data set if it has them, otherwise its index.
+
+    Args:
+        data: Not yet set up.
+        module: Whose tokenizer an `InstructionDataModule` without one takes.
+
+    Raises:
+        SuiteError: The training data cannot be read by index.
+    """
+    if isinstance(data, InstructionDataModule):
+        if data.tokenizer is None:
+            data.tokenizer = module.hparams.get("pretrained")
+        data.prepare_data()
+        data.setup("fit")
+        samples = data.samples("train")
+        return ScoringData(
+            samples.ids,
+            samples.lengths.tolist(),
+            samples.__getitem__,
+            lambda: data_fingerprint(_tokens(samples)),
+            template_hash(data.template),
+        )
+    data.prepare_data()
+    data.setup("fit")
+    loader = data.train_dataloader()
+    dataset: Any = getattr(loader, "dataset", None)
+    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        raise SuiteError(
+            f"score: the training data of {type(data).__name__} cannot be read by index; scores "
+            "need a data set with __len__ and __getitem__ in train_dataloader()."
+        )
+
+    def fetch(indices: Sequence[int]) -> Any:
+        whole = getattr(dataset, "__getitems__", None)
+        rows = whole(list(indices)) if whole else [dataset[i] for i in indices]
+        return loader.collate_fn(rows)
+
+    n = len(dataset)
+    ids = [str(i) for i in getattr(dataset, "ids", range(n))]
+
+    def contents() -> Iterator[tuple[str, list[int], list[int]]]:
+        for start in range(0, n, _CHUNK):
+            chosen = range(start, min(n, start + _CHUNK))
+            for i, content in zip(chosen, content_ids(fetch(chosen)), strict=True):
+                yield ids[i], list(bytes.fromhex(content)), []
+
+    return ScoringData(ids, [1] * n, fetch, lambda: data_fingerprint(contents()))
+
+
+class ModuleProbe(SampleProbe):
+    """Scores batches of any LightningModule.
+
+    A module with a method ``sample_losses(batch) -> [N]`` is run on whole batches. Any other is
+    given each sample as a batch of one, whose ``training_step`` loss is that sample's own.
+
+    Args:
+        module: The user's.
+        targets: What to watch.
+        features: What to compute.
+        allow_low_precision: As in :class:`~lightning_suite.resofilter.probe.SampleProbe`.
+    """
+
+    def score_batch(self, batch: Any, ids: Sequence[str]) -> Rows:
+        """Return the table's rows of one batch."""
+        losses = getattr(self.model, "sample_losses", None)
+        if losses is None:
+            return self.score(ids, lambda: self._training_step(batch))
+        return self.score(ids, lambda: losses(batch))
+
+    def _training_step(self, batch: Any) -> Tensor:
+        step: Any = self.model.training_step
+        out = step(batch, 0)
+        loss = out["loss"] if isinstance(out, Mapping) else out
+        if not isinstance(loss, Tensor):
+            raise SuiteError(
+                f"{type(self.model).__name__}.training_step returned {type(loss).__name__}; score "
+                "needs the loss. Or give the module a method sample_losses(batch) -> [N]."
+            )
+        return loss.reshape(1)
+
+
+def scored_network(module: LightningModule) -> nn.Module:
+    """Return the part whose layers are named in the scores: a language model's own."""
+    network: nn.Module = module.model if isinstance(module, CausalLMModule) else module
+    return network
+
+
+@contextmanager
+def open_probe(
+    module: LightningModule,
+    targets: Sequence[Target],
+    features: Sequence[Feature],
+    data: ScoringData,
+    *,
+    without_prompt: bool = False,
+    allow_low_precision: bool = False,
+) -> Iterator[Callable[[Sequence[int]], Rows]]:
+    """Freeze the model and return the function from indices of samples to rows of the table.
+
+    Args:
+        module: On its device already.
+        targets: What to watch.
+        features: What to compute.
+        data: The samples.
+        without_prompt: As in :class:`~lightning_suite.resofilter.language_probe.CausalLMProbe`.
+        allow_low_precision: As in :class:`~lightning_suite.resofilter.probe.SampleProbe`.
+    """
+    if isinstance(module, CausalLMModule):
+        options = {"without_prompt": without_prompt, "allow_low_precision": allow_low_precision}
+        with CausalLMProbe(module.model, targets, features, **options) as probe:
+            yield lambda indices: probe.score_batch(data.fetch(indices))
+        return
+    if without_prompt:
+        raise SuiteError("without_prompt needs a CausalLMModule.")
+    device = next(module.parameters()).device
+    one_by_one = not hasattr(module, "sample_losses")
+    with ModuleProbe(
+        module, targets, features, allow_low_precision=allow_low_precision
+    ) as module_probe:
+
+        def score(indices: Sequence[int]) -> Rows:
+            parts = [[i] for i in indices] if one_by_one else [list(indices)]
+            rows = [
+                module_probe.score_batch(
+                    module.transfer_batch_to_device(data.fetch(part), device, 0),
+                    [data.ids[i] for i in part],
+                )
+                for part in parts
+            ]
+            return {name: _joined([row[name] for row in rows]) for name in rows[0]}
+
+        yield score
+
+
+def score_batches(
+    score: Callable[[Sequence[int]], Rows],
+    batches: Iterable[Sequence[int]],
+    store: ScoreStore,
+    progress: Progress,
+) -> None:
+    """Score batches into the store; whatever stops it, what is scored is written.
+
+    Args:
+        score: Indices of a batch -> rows.
+        batches: Indices.
+        store: Of this rank.
+        progress: Told after each batch.
+    """
+    written = time.monotonic()
+    try:
+        for batch in batches:
+            store.add(score(batch))
+            progress.add(len(batch))
+            if time.monotonic() - written > _SECONDS_PER_SHARD:
+                store.flush()
+                written = time.monotonic()
+    finally:
+        store.flush()
+
+
+class Progress:
+    """One line on the terminal, or one line a minute in a file.
+
+    Args:
+        total: Samples to score.
+        shown: Whether this process says anything.
+    """
+
+    def __init__(self, total: int, *, shown: bool) -> None:
+        self.total, self.done = total, 0
+        self._terminal = sys.stderr.isatty()
+        self._shown, self._start, self._last = shown, time.monotonic(), time.monotonic()
+
+    def add(self, samples: int) -> None:
+        """Count samples and, now and then, say how far it is."""
+        self.done += samples
+        now = time.monotonic()
+        if not self._shown or now - self._last < (0.2 if self._terminal else 60):
+            return
+        self._last = now
+        rate = self.done / (now - self._start)
+        left = (self.total - self.done) / rate
+        text = (
+            f"{self.done:,} of {self.total:,} samples, {rate:.3g} a second, "
+            f"{left / 60:.0f} min left"
+        )
+        print(
+            f"\r{text:<79}" if self._terminal else text,
+            end="" if self._terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Clear the line."""
+        if self._shown and self._terminal:
+            print(f"\r{'':79}\r", end="", file=sys.stderr, flush=True)
+
+
+def _tokens(samples: InstructionSamples) -> Iterator[tuple[str, list[int], list[int]]]:
+    for n, sample_id in enumerate(samples.ids):
+        start, length = int(samples.starts[n]), int(samples.lengths[n])
+        tokens = samples.tokens[start : start + length].tolist()
+        yield sample_id, tokens, [int(samples.prompts[n])]
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    return [value for part in parts for value in part]

@@ -1,0 +1,138 @@
+"""The files around `lightning-suite select`: scores in, the data's rows in and out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_suite.datamodules.instruction_sources import Columns, Row, read_examples, read_rows
+from lightning_suite.errors import SuiteError
+from lightning_suite.extras import import_extra
+from lightning_suite.files import atomic_write
+from lightning_suite.resofilter.selection import table_columns
+from lightning_suite.resofilter.store import (
+    Manifest,
+    merge_shards,
+    read_manifest,
+    write_table,
+)
+
+ID_COLUMN, SCORE_COLUMN = "sample_id", "selection_score"
+SOURCE = "source.json"
+_SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The data that were scored.
+
+    Attributes:
+        name: As the user knows it.
+        rows: As they are in the data.
+        ids: One for each.
+        prompts: One for each.
+    """
+
+    name: str
+    rows: list[Row]
+    ids: list[str]
+    prompts: list[str]
+
+
+def read_scores(folder: Path) -> tuple[dict[str, Any], Manifest]:
+    """Return the columns of a finished folder of scores, and its manifest.
+
+    Raises:
+        SuiteError: It is none, is not finished, or was made while training.
+    """
+    manifest = read_manifest(folder)
+    if manifest.get("mode") != "probe":
+        raise SuiteError(
+            f"{folder}: holds features of a training run, where each sample met other weights. "
+            "Samples are selected by the scores of `lightning-suite score`."
+        )
+    table = merge_shards(folder)
+    expected = manifest.get("data", {}).get("samples", len(table))
+    if len(table) < expected:
+        raise SuiteError(
+            f"{folder}: {len(table):,} of {expected:,} samples are scored. Give the command "
+            "`lightning-suite score` again; it goes on where it was."
+        )
+    return table_columns(table), manifest
+
+
+def read_source(folder: Path, data: str | None = None) -> Source:
+    """Return the rows of the data that a folder of scores is about.
+
+    Args:
+        folder: Of the scores.
+        data: The data, if they are elsewhere now.
+
+    Raises:
+        SuiteError: They cannot be read, or their place is not known.
+    """
+    path = folder / SOURCE
+    if not path.exists():
+        raise SuiteError(
+            f"{folder}: has no {SOURCE}; only the samples of an InstructionDataModule have rows "
+            "that can be written. Use the table of scores itself: scores.parquet."
+        )
+    known = json.loads(path.read_text(encoding="utf-8"))
+    where = data if data is not None else known["source"]
+    rows = read_rows(where)["train"]
+    name = where if isinstance(where, str) else ", ".join(where)
+    examples = read_examples(
+        rows, Columns(**known["columns"]), where=name, duplicate_ids=known["duplicate_ids"]
+    )
+    return Source(name, rows, [e.id for e in examples], [e.prompt for e in examples])
+
+
+def output_path(folder: Path, source: Source, out: str | None) -> Path:
+    """Return the file to write, in the form of the source where nothing else is asked for.
+
+    Raises:
+        SuiteError: Its suffix says none of the forms that can be written.
+    """
+    suffix = Path(source.name).suffix
+    path = Path(out) if out else folder / f"kept{suffix if suffix in _SUFFIXES else '.jsonl'}"
+    if path.suffix not in _SUFFIXES:
+        raise SuiteError(f"{path}: the suffix must be one of {', '.join(_SUFFIXES)}.")
+    return path
+
+
+def write_rows(path: Path, source: Source, kept: list[int], scores: list[float]) -> None:
+    """Write rows of the data, each with its id and score, atomically.
+
+    A Parquet file that becomes a Parquet file keeps its column types.
+
+    Args:
+        path: Its suffix says the form.
+        source: The data.
+        kept: Which rows.
+        scores: One for each of them.
+    """
+    ids = [source.ids[row] for row in kept]
+    if path.suffix == ".parquet":
+        pyarrow, parquet = import_extra("pyarrow", "llm"), import_extra("pyarrow.parquet", "llm")
+        if Path(source.name).suffix == ".parquet":
+            table = parquet.read_table(source.name).take(kept)
+        else:
+            table = pyarrow.Table.from_pylist([source.rows[row] for row in kept])
+        for name, values in ((ID_COLUMN, ids), (SCORE_COLUMN, scores)):
+            if name in table.column_names:
+                table = table.drop_columns([name])
+            table = table.append_column(name, pyarrow.array(values))
+        write_table(table, path)
+        return
+    rows = [
+        {**source.rows[row], ID_COLUMN: sample_id, SCORE_COLUMN: score}
+        for row, sample_id, score in zip(kept, ids, scores, strict=True)
+    ]
+    with atomic_write(path) as file:
+        if path.suffix == ".json":
+            json.dump(rows, file, ensure_ascii=False, indent=1)
+            return
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

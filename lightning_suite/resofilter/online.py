@@ -1,0 +1,238 @@
+"""What a training batch says about its samples: their ids, and each one's part of the loss."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_suite.errors import SuiteError
+from lightning_suite.resofilter.probe import NO_LABELS, OK, TRUNCATED, Rows, mark_nonfinite
+from lightning_suite.resofilter.recorder import FeatureRecorder
+
+IGNORED = -100
+Reduction = Literal["auto", "mean", "sum", "token_mean"]
+REDUCTIONS: tuple[Reduction, ...] = ("auto", "mean", "sum", "token_mean")
+
+
+@dataclass(frozen=True)
+class BatchSamples:
+    """The samples of one training batch.
+
+    Attributes:
+        ids: N of them.
+        multipliers: Factor from the batch's loss to each sample's own: [N].
+        status: ``ok``, ``truncated`` or ``no_labels``.
+        counts: More columns of whole numbers, such as ``n_label_tokens``.
+    """
+
+    ids: list[str]
+    multipliers: Tensor
+    status: list[str]
+    counts: dict[str, list[int]]
+
+    def rows(self, features: Mapping[str, Tensor], **same: float) -> Rows:
+        """Return the table's rows.
+
+        Args:
+            features: Column -> [N] or [N, k].
+            same: Columns that have one value for the whole batch, such as ``step``.
+        """
+        n = len(self.ids)
+        labelled = torch.tensor([status != NO_LABELS for status in self.status])
+        columns = {}
+        for name, values in features.items():
+            cpu = values.detach().cpu()
+            columns[name] = cpu.where(labelled.view(-1, *[1] * (cpu.ndim - 1)), torch.nan)
+        return {
+            "sample_id": list(self.ids),
+            "status": mark_nonfinite(self.status, columns.values()),
+            **{
+                name: [value] * n
+                if isinstance(value, int)
+                else torch.full((n,), value, dtype=torch.float64)
+                for name, value in same.items()
+            },
+            **self.counts,
+            **columns,
+        }
+
+
+def read_samples(
+    batch: Any, ids: str | int | None = None, reduction: Reduction = "auto", scale: float = 1.0
+) -> BatchSamples:
+    """Read a batch of any form: a mapping, a tuple, a tensor.
+
+    Args:
+        batch: As the data loader gives it, on any device.
+        ids: Key or position of the samples' ids in the batch. None takes ``ids`` of a mapping
+            that has it, and otherwise a hash of each sample's own content.
+        reduction: How the batch's loss is made of its samples: their ``mean``, their ``sum``, or
+            ``token_mean`` over all label tokens (a Hugging Face causal LM's). ``auto`` is
+            ``token_mean`` for a mapping with ``labels`` [N, T] and ``input_ids``, else ``mean``.
+        scale: Further factor from the differentiated loss to the batch's own.
+
+    Raises:
+        SuiteError: The batch has no ids under that key, or not one for each sample.
+    """
+    if ids is None and isinstance(batch, Mapping) and "ids" in batch:
+        ids = "ids"
+    found = content_ids(batch) if ids is None else _ids(batch, ids)
+    n = len(found)
+    tensors = [tensor for _, tensor in _tensors(batch)]
+    if tensors and tensors[0].ndim and len(tensors[0]) != n:
+        raise SuiteError(f"{n} sample ids for a batch of {len(tensors[0])} samples.")
+    status, counts = [OK] * n, {}
+    if isinstance(batch, Mapping):
+        truncated = batch.get("truncated", [False] * n)
+        status = [TRUNCATED if cut else OK for cut in truncated]
+        if isinstance(mask := batch.get("attention_mask"), Tensor):
+            counts["n_tokens"] = mask.sum(1).tolist()
+    if reduction == "auto":
+        tokens = isinstance(batch, Mapping) and {"labels", "input_ids"} <= set(batch)
+        reduction = "token_mean" if tokens else "mean"
+    if reduction == "token_mean":
+        # nothing predicts the first token
+        labels = (batch["labels"][:, 1:] != IGNORED).sum(1)
+        counts["n_label_tokens"] = labels.tolist()
+        status = [
+            NO_LABELS if not count else old
+            for count, old in zip(labels.tolist(), status, strict=True)
+        ]
+        multipliers = labels.sum() / labels.clamp(min=1).double()
+    else:
+        factor = float(n) if reduction == "mean" else 1.0
+        multipliers = torch.full((n,), factor, dtype=torch.float64)
+    return BatchSamples(found, multipliers * scale, status, counts)
+
+
+def content_ids(batch: Any) -> list[str]:
+    """Return 16 hexadecimal digits for each sample, made of all its tensors alone.
+
+    Equal samples have equal ids. Padding is part of a sample where the batch has no
+    ``attention_mask``.
+    """
+    tensors = {name: tensor.detach().cpu() for name, tensor in _tensors(batch)}
+    sizes = {len(t) for t in tensors.values() if t.ndim}
+    if len(sizes) != 1 or not all(t.ndim for t in tensors.values()):
+        raise SuiteError(
+            "the samples of a batch have no ids, and none can be made from their content, because "
+            f"its {len(tensors)} tensors do not agree on the number of samples. Put `ids` into "
+            "the batch, and say where with ids."
+        )
+    mask = tensors.pop("attention_mask", None)
+    made = []
+    for n in range(sizes.pop()):
+        digest = hashlib.sha256()
+        for name, tensor in tensors.items():
+            one = tensor[n]
+            if mask is not None and one.shape == mask[n].shape:
+                one = one[mask[n] != 0]
+            digest.update(f"{name} {one.dtype} {tuple(one.shape)}".encode())
+            digest.update(one.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        made.append(digest.hexdigest()[:16])
+    return made
+
+
+class RunningMeans:
+    """Means of features over samples, and their largest values, between two logs.
+
+    Args:
+        recorder: Whose features; those with one number a sample are counted.
+    """
+
+    def __init__(self, recorder: FeatureRecorder) -> None:
+        names = [feature.name for feature in recorder.features]
+        self._columns = {
+            name: [f"{target.name}.{name}" for target in recorder.targets] for name in names
+        }
+        self._sums: dict[str, tuple[float, int, float]] = {}
+
+    def add(self, rows: Rows) -> None:
+        """Add a batch."""
+        for name, columns in self._columns.items():
+            if any(rows[column].ndim > 1 for column in columns):
+                continue
+            values = torch.stack([rows[column] for column in columns]).mean(0)
+            values = values[values.isfinite()]
+            total, count, largest = self._sums.get(name, (0.0, 0, -math.inf))
+            if len(values):
+                total, largest = total + float(values.sum()), max(largest, float(values.max()))
+            self._sums[name] = (total, count + len(values), largest)
+
+    def pop(self) -> tuple[Tensor, Tensor]:
+        """Return (sum, number) [F, 2] and the largest values [F], to be reduced over ranks."""
+        rows, self._sums = list(self._sums.items()), {}
+        self._names = [name for name, _ in rows]
+        sums = torch.tensor([[total, count] for _, (total, count, _) in rows])
+        return sums, torch.tensor([largest for _, (_, _, largest) in rows])
+
+    def summary(self, sums: Tensor, largest: Tensor) -> dict[str, float]:
+        """Return what :meth:`pop` gave as metrics."""
+        found: dict[str, float] = {}
+        for name, (total, count), top in zip(
+            self._names, sums.tolist(), largest.tolist(), strict=True
+        ):
+            if count:
+                found |= {name: total / count, f"{name}_max": top, "samples": count}
+        return found
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Refuse a model of which a part is compiled.
+
+    Raises:
+        SuiteError: It is.
+    """
+    # Lightning unwraps a compiled module and keeps what it needs to wrap it again
+    compiled = getattr(model, "_compiler_ctx", None) is not None or any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+    if compiled:
+        raise SuiteError(
+            "the model is compiled, and what reads each sample's gradient is Python code that "
+            "torch.compile would trace once and leave in. Train without torch.compile."
+        )
+
+
+def refuse_mixing_layers(model: nn.Module) -> None:
+    """Refuse a model with a layer in which samples see each other.
+
+    Raises:
+        SuiteError: A batch normalisation is in training mode.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise SuiteError(
+                f"{name}: batch normalisation in training mode mixes the samples of a batch, and "
+                "no gradient belongs to one of them. Use GroupNorm or LayerNorm, or keep it in "
+                "evaluation mode (.eval())."
+            )
+
+
+def _ids(batch: Any, key: str | int) -> list[str]:
+    try:
+        values = batch[key]
+    except (KeyError, IndexError, TypeError) as err:
+        there = f" It has {', '.join(map(str, batch))}." if isinstance(batch, Mapping) else ""
+        raise SuiteError(
+            f"ids={key!r}: the batch, a {type(batch).__name__}, has nothing there.{there}"
+        ) from err
+    return [str(i) for i in (values.tolist() if isinstance(values, Tensor) else values)]
+
+
+def _tensors(batch: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(batch, Tensor):
+        yield name, batch
+    elif isinstance(batch, Mapping):
+        for key, value in batch.items():
+            yield from _tensors(value, str(key))
+    elif isinstance(batch, Sequence) and not isinstance(batch, str):
+        for position, value in enumerate(batch):
+            yield from _tensors(value, f"{name}.{position}")
