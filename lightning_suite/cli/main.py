@@ -20,12 +20,7 @@ usage: lightning-suite COMMAND [OPTIONS]      (lightning-suite COMMAND --help te
 Train, with any of our modules or your own:
 {trainer}
 
-Configs and installation:
-{tools}
-
-Depth-muP:
-{studies}
-
+{commands}
 Examples:
   lightning-suite list
   lightning-suite cp depth_mup/llama_from_scratch my.yaml
@@ -111,10 +106,10 @@ def usage() -> str:
         helps = {**TRAINER_COMMANDS, **{name: command.help for name, command in COMMANDS.items()}}
         return "\n".join(f"  {name:<12} {helps[name]}" for name in names)
 
-    studies = [name for name, command in COMMANDS.items() if command.takes_config]
+    sections: dict[str, list[str]] = {}
+    for name, command in COMMANDS.items():
+        sections.setdefault(command.section, []).append(name)
+    commands = "\n".join(f"{title}:\n{lines(names)}\n" for title, names in sections.items())
     return _USAGE.format(
-        version=__version__,
-        trainer=lines(list(TRAINER_COMMANDS)),
-        tools=lines([name for name in COMMANDS if name not in studies]),
-        studies=lines(studies),
+        version=__version__, trainer=lines(list(TRAINER_COMMANDS)), commands=commands
     )

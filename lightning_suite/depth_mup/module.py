@@ -119,6 +119,11 @@ class ResidualNetModule(LightningModule):
         self.log("train_loss", loss)
         return loss
 
+    def sample_losses(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return each image's cross-entropy ``[N]``; `lightning-suite score` asks for it."""
+        x, y = batch
+        return F.cross_entropy(self(x), y, reduction="none")
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log loss and accuracy."""
         self._evaluate(batch, "val", self.val_accuracy)

@@ -16,6 +16,8 @@ class Command(NamedTuple):
     help: str
     # Whether options may come from YAML files (`-c FILE`), classes by name among them.
     takes_config: bool = False
+    # Heading in `lightning-suite --help`.
+    section: str = "Configs and installation"
 
     @staticmethod
     def module(name: str) -> ModuleType:
@@ -31,10 +33,10 @@ COMMANDS = {
     "check": Command("find all problems of a config at once"),
     "doctor": Command("versions, extras, devices; the learning rate of every parameter"),
     "report": Command("make report.html of a run"),
-    "coord-check": Command("does each layer learn equally at every depth?", takes_config=True),
-    "lr-transfer": Command("does the best learning rate stay put over depth?", takes_config=True),
-    "score": Command("score training samples by their own gradients", takes_config=True),
-    "select": Command("keep the samples with the best scores"),
+    "coord-check": Command("does each layer learn equally at every depth?", True, "Depth-muP"),
+    "lr-transfer": Command("does the best learning rate stay put over depth?", True, "Depth-muP"),
+    "score": Command("score training samples by their own gradients", True, "ResoFilter"),
+    "select": Command("keep the samples with the best scores", False, "ResoFilter"),
 }
 
 # Trainer methods: these go to the LightningCLI.

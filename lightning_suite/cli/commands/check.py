@@ -14,7 +14,8 @@ def run(files: list[str]) -> int:
 
     Several files are one stack, merged in this order as `fit -c A -c B` does. Each problem comes
     with file, line and key. They are checked for `fit`, or for the command whose keys they have
-    (coord-check, lr-transfer). Exit status 1 if it would refuse them; a warning alone gives 0.
+    (coord-check, lr-transfer, score). Exit status 1 if it would refuse them; a warning alone
+    gives 0.
 
     Args:
         files: YAML files; names of `lightning-suite list` too.
