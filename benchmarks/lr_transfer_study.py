@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -122,6 +124,13 @@ def finished(study: Study, folder: Path) -> list[RunResult]:
     return results
 
 
+def _json(row: dict[str, Any]) -> dict[str, Any]:
+    """Write what JSON has no number for as text."""
+    return {
+        k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+    }
+
+
 def draw(study: Study, folder: Path) -> None:
     """Write tables to benchmarks/results and figures to docs/figures."""
     results = finished(study, folder)
@@ -143,9 +152,9 @@ def draw(study: Study, folder: Path) -> None:
             "settings": json.loads((folder / study.name / "sweep.json").read_text()),
             "depths": DEPTHS,
             "note": "nfd with p = 0 is depth_mup by identity",
-            "drift": [drift_row(d) for d in drifts],
+            "drift": [_json(drift_row(d)) for d in drifts],
             "findings": [finding(d) for d in drifts],
-            "optima": [optimum_row(o) for o in optima],
+            "optima": [_json(optimum_row(o)) for o in optima],
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread",
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
         },

@@ -69,6 +69,10 @@ def draw_loss_curves(results: Sequence[RunResult], optima: Sequence[DepthOptimum
             axes.set_yscale("log")
         for axes in panels[len(rules) :]:
             axes.remove()
+        low, high = panels[0].get_ylim()
+        panels[0].yaxis.set_major_formatter("{x:g}")
+        # between the powers of ten only where there are few of these
+        panels[0].yaxis.set_minor_formatter("{x:.1g}" if high < 10 * low else "")
         for axes in grid[:, 0]:
             axes.set_ylabel("training loss")
         for column in range(columns):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_suite.cli.commands.lr_transfer import finding
 from lightning_suite.cli.main import main
 from lightning_suite.cli.shipped import find_config
+from lightning_suite.depth_mup.lr_optimum import Drift, Interval
 
 SMALL = [
     *("--depths", "2,4,8", "--rules", "sp,nfd:0.25", "--lrs", "2^-5..2^-2", "--seeds", "2"),
@@ -96,6 +99,25 @@ def test_other_settings_under_the_same_folder_are_refused(
 ) -> None:
     assert lr_transfer(whole, "--steps", "41") == 2
     assert "steps: 40 in the folder, 41 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("regret", "words"),
+    [
+        (0.004, "ends at most 0% above the best loss"),
+        (0.25, "ends at most 25% above the best loss"),
+        (14.4, "ends at up to 15.4 times the best loss"),
+        (math.inf, "diverges at some depth"),
+    ],
+)
+def test_the_finding_says_what_keeping_the_rate_costs(regret: float, words: str) -> None:
+    drift = Drift(
+        "sp", Interval(-0.5, -0.6, -0.4), Interval(-2, -2.4, -0.04), (2, 32), False, regret
+    )
+    text = finding(drift)
+    assert text.startswith("Under sp the best rate moved by -2.0 octaves from depth 2 to 32 ")
+    assert "(interval -2.4 to +0.0)" in text
+    assert words in text
 
 
 @pytest.mark.parametrize(

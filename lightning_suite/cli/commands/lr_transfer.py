@@ -234,10 +234,13 @@ def finding(drift: Drift) -> str:
     """Say in one sentence how far the best rate of one rule moved."""
     if math.isnan(drift.total.value):
         return f"Under {drift.rule} every run diverged at some depth: extend the rates downwards."
+    kept = "keeping the base depth's rate"
     if math.isinf(drift.largest_regret):
-        cost = "keeping the base depth's rate diverges at some depth"
+        cost = f"{kept} diverges at some depth"
+    elif drift.largest_regret > 1:
+        cost = f"{kept} ends at up to {1 + drift.largest_regret:.1f} times the best loss"
     else:
-        cost = f"keeping the base depth's rate costs at most {drift.largest_regret:.0%} of loss"
+        cost = f"{kept} ends at most {drift.largest_regret:.0%} above the best loss"
     edge = " (some optimum lies at the edge of the grid: extend it)" if drift.edge else ""
     moved, low, high = (_signed(v) for v in (drift.total.value, drift.total.low, drift.total.high))
     return (
