@@ -121,6 +121,8 @@ def run(
     fabric = _launch(accelerator, devices, num_nodes)
     _seed(seed_everything)
     module = build(LightningModule, model.as_dict(), "model")
+    # stands in for a trainer: `self.log` does nothing
+    module.fabric = fabric
     module.configure_model()
     datamodule = build(LightningDataModule, data.as_dict(), "data")
     samples = open_data(datamodule, module)
