@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 import inspect
-import re
 import sys
-import textwrap
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from lightning_suite.cli.commands import COMMANDS
+from lightning_suite.cli.messages import condense
 from lightning_suite.cli.shipped import resolve_options
 from lightning_suite.errors import SuiteError
 
@@ -135,63 +134,9 @@ def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
     return built
 
 
-def condense(message: str) -> str:
-    """Shorten a message of jsonargparse to what a reader needs.
-
-    >>> condense('''Parser key "trainer.max_epochs":
-    ...   Does not validate against any of the Union subtypes
-    ...   Subtypes: [<class 'int'>, <class 'NoneType'>]
-    ...   Errors:
-    ...     - Expected a <class 'int'>
-    ...     - Expected a <class 'NoneType'>
-    ...   Given value type: <class 'str'>
-    ...   Given value: abc''')
-    "trainer.max_epochs: expected int or null, got 'abc'"
-    """
-    key = re.match(r'Parser key "(.+?)":', message)
-    prefix = f"{key[1]}: " if key else ""
-    if inner := _inside_class(message):
-        name, problem = inner
-        return f"{prefix}{name}: {condense(problem)}"
-    if wrong := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
-        return f"{prefix}{wrong[1]} is not a {wrong[2]}"
-    if exact := re.search(r"Not of type \w+: (.*)", message):
-        return prefix + exact[1]
-    expected = [
-        (literal or simple or subclass).rpartition(".")[2].replace("NoneType", "null")
-        for literal, simple, subclass in re.findall(
-            r"Expected an? typing\.Literal\[(.*)\]|Expected an? <class '([\w.]+)'>"
-            r"|Not a valid subclass of (\w+)",
-            message,
-        )
-    ]
-    if not expected:
-        return prefix + " ".join(message[key.end() if key else 0 :].split())
-    given = re.search(r"(?:Given value|Got value): ([^{\[\n]*)$", message, re.MULTILINE)
-    got = f", got {given[1]!r}" if given else ""
-    return f"{prefix}expected {' or '.join(dict.fromkeys(expected))}{got}"
-
-
 def count(number: int, noun: str) -> str:
     """Return ``"1 error"``, ``"2 errors"``, ``"no errors"``."""
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
-
-
-def _inside_class(message: str) -> tuple[str, str] | None:
-    """Return the class whose arguments are wrong, and the message about them."""
-    lines = message.splitlines()
-    for number, line in enumerate(lines):
-        found = re.match(r"(\s*)- Problem with given class_path '(?:.+\.)?(\w+)':", line)
-        if not found:
-            continue
-        deeper = lines[number + 1 :]
-        indent = len(found[1]) + 2
-        end = next(
-            (n for n, item in enumerate(deeper) if len(item) - len(item.lstrip()) < indent),
-            len(deeper),
-        )
-        return found[2], textwrap.dedent("\n".join(deeper[:end])).strip()
-    return None
 
 
 def _indented(examples: list[str]) -> list[str]:

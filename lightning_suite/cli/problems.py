@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import lightning_suite
-from lightning_suite.cli.parsing import condense
+from lightning_suite.cli.messages import condense
 from lightning_suite.cli.shipped import is_text
 from lightning_suite.errors import SuiteError, did_you_mean
 

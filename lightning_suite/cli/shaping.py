@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentError, ArgumentParser
 
 import lightning_suite
-from lightning_suite.cli.parsing import condense
+from lightning_suite.cli.messages import condense
 from lightning_suite.depth_mup.rules import Rule
 from lightning_suite.errors import SuiteError, did_you_mean
 

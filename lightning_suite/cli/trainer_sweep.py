@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lightning_suite.cli.lightning_cli import ParserOnly, SuiteCLI
-from lightning_suite.cli.parsing import condense
+from lightning_suite.cli.messages import condense
 from lightning_suite.cli.shaping import at_shape
 from lightning_suite.cli.shipped import resolve
 from lightning_suite.depth_mup.lr_transfer import (

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from lightning_suite.depth_mup.param_groups import Factors
 from lightning_suite.depth_mup.rules import OptimizerFamily
 from lightning_suite.errors import SuiteError, did_you_mean
 
@@ -96,15 +97,6 @@ class OptimizerSettings:
     def family(self) -> OptimizerFamily:
         """The learning-rate law that the optimizer follows."""
         return "sgd" if self.name == "sgd" else "adam"
-
-
-@dataclass(frozen=True)
-class Factors:
-    """What multiplies the optimizer's options for one parameter (see the rules)."""
-
-    lr: float = 1.0
-    weight_decay: float = 1.0
-    eps: float = 1.0
 
 
 @dataclass(frozen=True)

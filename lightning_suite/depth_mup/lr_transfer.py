@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from lightning_suite.depth_mup.batched import (
-    Factors,
     OptimizerSettings,
     Run,
     runs_per_batch,
@@ -33,6 +32,7 @@ from lightning_suite.depth_mup.models import (
     ResidualMLP,
     ResidualNet,
 )
+from lightning_suite.depth_mup.param_groups import Factors, role_factors
 from lightning_suite.depth_mup.parametrization import Parametrization
 from lightning_suite.depth_mup.roles import assign_roles
 from lightning_suite.depth_mup.rules import Rule, check_rule, correction_exponent
@@ -389,14 +389,8 @@ class BatchedEngine:
             rule.rule, self.base_depth, depth, net.base_width, net.width, rule.p
         )
         roles = assign_roles(self.make_net(rule.rule, depth, 0)).roles
-        return {
-            name: Factors(
-                shapes.lr_factor(role, family),
-                shapes.weight_decay_factor(role, family),
-                shapes.eps_factor(role, family),
-            )
-            for name, role in roles.items()
-        }
+        by_role = role_factors(shapes, family)
+        return {name: by_role[role] for name, role in roles.items()}
 
     def __call__(self, chunk: Chunk, on_progress: Callable[[float], None]) -> list[RunResult]:
         """Train a chunk; ``on_progress`` hears the finished fraction."""

@@ -8,7 +8,8 @@ import pytest
 
 from lightning_suite.cli.commands import COMMANDS, Command
 from lightning_suite.cli.main import main
-from lightning_suite.cli.parsing import command_parser, condense, prepare_classes
+from lightning_suite.cli.messages import condense
+from lightning_suite.cli.parsing import command_parser, prepare_classes
 
 
 def study(files: list[str], depths: list[int] | None = None, rate: float = 0.5, dry: bool = False):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from lightning_suite.depth_mup.batched import (
     BatchedResult,
-    Factors,
     OptimizerSettings,
     Run,
     batch_order,
@@ -20,6 +19,7 @@ from lightning_suite.depth_mup.batched import (
     train_batched,
 )
 from lightning_suite.depth_mup.lr_transfer import BatchedEngine, NetSettings, RuleChoice
+from lightning_suite.depth_mup.param_groups import Factors
 from lightning_suite.errors import SuiteError
 
 STEPS, BATCH = 12, 16

@@ -1,0 +1,60 @@
+"""Messages of jsonargparse, shortened to what a reader needs."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+
+def condense(message: str) -> str:
+    """Shorten a message of jsonargparse to what a reader needs.
+
+    >>> condense('''Parser key "trainer.max_epochs":
+    ...   Does not validate against any of the Union subtypes
+    ...   Subtypes: [<class 'int'>, <class 'NoneType'>]
+    ...   Errors:
+    ...     - Expected a <class 'int'>
+    ...     - Expected a <class 'NoneType'>
+    ...   Given value type: <class 'str'>
+    ...   Given value: abc''')
+    "trainer.max_epochs: expected int or null, got 'abc'"
+    """
+    key = re.match(r'Parser key "(.+?)":', message)
+    prefix = f"{key[1]}: " if key else ""
+    if inner := _inside_class(message):
+        name, problem = inner
+        return f"{prefix}{name}: {condense(problem)}"
+    if wrong := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
+        return f"{prefix}{wrong[1]} is not a {wrong[2]}"
+    if exact := re.search(r"Not of type \w+: (.*)", message):
+        return prefix + exact[1]
+    expected = [
+        (literal or simple or subclass).rpartition(".")[2].replace("NoneType", "null")
+        for literal, simple, subclass in re.findall(
+            r"Expected an? typing\.Literal\[(.*)\]|Expected an? <class '([\w.]+)'>"
+            r"|Not a valid subclass of (\w+)",
+            message,
+        )
+    ]
+    if not expected:
+        return prefix + " ".join(message[key.end() if key else 0 :].split())
+    given = re.search(r"(?:Given value|Got value): ([^{\[\n]*)$", message, re.MULTILINE)
+    got = f", got {given[1]!r}" if given else ""
+    return f"{prefix}expected {' or '.join(dict.fromkeys(expected))}{got}"
+
+
+def _inside_class(message: str) -> tuple[str, str] | None:
+    """Return the class whose arguments are wrong, and the message about them."""
+    lines = message.splitlines()
+    for number, line in enumerate(lines):
+        found = re.match(r"(\s*)- Problem with given class_path '(?:.+\.)?(\w+)':", line)
+        if not found:
+            continue
+        deeper = lines[number + 1 :]
+        indent = len(found[1]) + 2
+        end = next(
+            (n for n, item in enumerate(deeper) if len(item) - len(item.lstrip()) < indent),
+            len(deeper),
+        )
+        return found[2], textwrap.dedent("\n".join(deeper[:end])).strip()
+    return None
