@@ -92,9 +92,9 @@ def test_two_processes_score_each_sample_once_to_the_same_bytes(whole: Path, lau
     if launcher == "devices":
         process = start(whole, "--out", launcher, "--devices", "2")
     else:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         process = start(
-            whole, "--out", launcher, command=[*torchrun, "--master-port=0", *COMMAND[1:]]
+            whole, "--out", launcher, command=[*torchrun, "--nproc-per-node=2", *COMMAND[1:]]
         )
     finish(process)
     shards = Counter(path.name[:5] for path in shard_files(whole / launcher))
