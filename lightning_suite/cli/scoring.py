@@ -162,7 +162,9 @@ def open_probe(
     if isinstance(module, CausalLMModule):
         options = {"without_prompt": without_prompt, "allow_low_precision": allow_low_precision}
         with CausalLMProbe(module.model, targets, features, **options) as probe:
-            yield lambda indices: probe.score_batch(data.fetch(indices))
+            yield lambda indices: probe.score_batch(
+                {"ids": [data.ids[i] for i in indices], **data.fetch(indices)}
+            )
         return
     if without_prompt:
         raise SuiteError("without_prompt needs a CausalLMModule.")

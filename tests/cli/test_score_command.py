@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,6 +197,45 @@ def test_planted_noise_is_written_as_it_was_scored(score: Score) -> None:
     assert len(changed) == 6
     source = json.loads(Path("scores/source.json").read_text())
     assert source["source"].endswith("scores/data_with_noise.jsonl")
+
+
+def test_a_full_disk_costs_nothing_that_is_written(
+    score: Score, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score("--out=whole")
+    real, written = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal written
+        written += 1
+        if written > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning_suite.files.os.fsync", full)
+        status, _, err = score()
+    assert status == 2
+    assert "cannot be written (No space left on device)" in err
+    assert "make room and start the same command again" in err
+    there = len(table()["sample_id"])
+    assert 0 < there < 30
+    status, out, _ = score()
+    assert f"{30 - there} samples scored now, {there} before" in out
+    merged = [Path(folder, "scores.parquet").read_bytes() for folder in ("scores", "whole")]
+    assert merged[0] == merged[1]
+
+
+def test_blocks_of_text_have_their_index_as_id(score: Score) -> None:
+    data = {
+        "class_path": "TextDataModule",
+        "init_args": {"source": "data.jsonl", "block_size": 64, "batch_size": 4},
+    }
+    status, _, err = score(data=data)
+    assert status == 0, err
+    columns = table()
+    assert list(columns["sample_id"]) == [str(n) for n in range(len(columns["sample_id"]))]
+    assert set(columns["status"]) == {"ok"}
 
 
 IMAGES = {

@@ -130,7 +130,22 @@ def run(
     targets = find_targets(network, modules, layers, biases=biases, include_frozen=include_frozen)
     module.to(fabric.device)
     folder = RunFolder(out)
-    config = {"model": model.as_dict(), "data": data.as_dict(), "out": out}
+    config = {
+        "out": out,
+        "features": features,
+        "modules": modules,
+        "layers": layers,
+        "biases": biases,
+        "include_frozen": include_frozen,
+        "without_prompt": without_prompt,
+        "batch_tokens": batch_tokens,
+        "batch_samples": batch_samples,
+        "rows_per_shard": rows_per_shard,
+        "allow_low_precision": allow_low_precision,
+        "seed_everything": seed_everything,
+        "model": model.as_dict(),
+        "data": data.as_dict(),
+    }
     with open_probe(
         module,
         targets.found,
@@ -184,7 +199,7 @@ def run(
     if fabric.is_global_zero:
         scored = sum(map(len, waiting))
         print(f"{scored:,} samples scored now, {len(samples.ids) - scored:,} before")
-        _finish(folder, datamodule, yaml.safe_dump(config, sort_keys=False))
+        _finish(folder, datamodule, config)
     return 0
 
 
@@ -230,12 +245,16 @@ def _write_source(folder: Path, data: LightningDataModule) -> None:
     write_json(folder / SOURCE, {"source": source, "columns": columns, "duplicate_ids": duplicates})
 
 
-def _finish(folder: RunFolder, data: LightningDataModule, config: str) -> None:
+def _finish(folder: RunFolder, data: LightningDataModule, config: dict[str, Any]) -> None:
     table = merge_shards(folder.path)
     write_table(table, folder.path / MERGED)
     status = Counter(table["status"].to_pylist())
     print(", ".join(f"{count:,} {name}" for name, count in status.items()))
-    folder.write_record(command=["lightning-suite", *sys.argv[1:]], seed=None, config=config)
+    folder.write_record(
+        command=["lightning-suite", *sys.argv[1:]],
+        seed=config["seed_everything"],
+        config=yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False),
+    )
     from lightning_suite.report.resofilter_figures import describe_scores  # noqa: PLC0415
 
     try:
