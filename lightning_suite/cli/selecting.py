@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_suite.datamodules.hf_datasets import load_folder_dataset
 from lightning_suite.datamodules.instruction_sources import Columns, Row, read_examples, read_rows
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
@@ -95,17 +97,22 @@ def output_path(folder: Path, source: Source, out: str | None) -> Path:
     Raises:
         SuiteError: Its suffix says none of the forms that can be written.
     """
-    suffix = Path(source.name).suffix
-    path = Path(out) if out else folder / f"kept{suffix if suffix in _SUFFIXES else '.jsonl'}"
-    if path.suffix not in _SUFFIXES:
-        raise SuiteError(f"{path}: the suffix must be one of {', '.join(_SUFFIXES)}.")
+    like = Path(source.name)
+    suffix = "" if like.is_dir() else like.suffix if like.suffix in _SUFFIXES else ".jsonl"
+    path = Path(out) if out else folder / f"kept{suffix}"
+    if path.suffix not in ("", *_SUFFIXES):
+        raise SuiteError(
+            f"{path}: the suffix must be one of {', '.join(_SUFFIXES)}, or none for a folder of "
+            "the datasets library."
+        )
     return path
 
 
 def write_rows(path: Path, source: Source, kept: list[int], scores: list[float]) -> None:
     """Write rows of the data, each with its id and score, atomically.
 
-    A Parquet file that becomes a Parquet file keeps its column types.
+    A Parquet file that becomes a Parquet file keeps its column types, and so does a folder of
+    `datasets` that becomes one.
 
     Args:
         path: Its suffix says the form.
@@ -114,6 +121,9 @@ def write_rows(path: Path, source: Source, kept: list[int], scores: list[float])
         scores: One for each of them.
     """
     ids = [source.ids[row] for row in kept]
+    if not path.suffix:
+        _write_folder(path, source, kept, {ID_COLUMN: ids, SCORE_COLUMN: scores})
+        return
     if path.suffix == ".parquet":
         pyarrow, parquet = import_extra("pyarrow", "llm"), import_extra("pyarrow.parquet", "llm")
         if Path(source.name).suffix == ".parquet":
@@ -136,3 +146,28 @@ def write_rows(path: Path, source: Source, kept: list[int], scores: list[float])
             return
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_folder(
+    path: Path, source: Source, kept: list[int], columns: dict[str, list[Any]]
+) -> None:
+    datasets = import_extra("datasets", "llm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    like = Path(source.name)
+    if like.is_dir():
+        data = load_folder_dataset(
+            like, builder="parquet" if any(like.rglob("*.parquet")) else "json"
+        )["train"].select(kept)
+    else:
+        data = datasets.Dataset.from_list([source.rows[row] for row in kept])
+    for name, values in columns.items():
+        if name in data.column_names:
+            data = data.remove_columns([name])
+        data = data.add_column(name, values)
+    # beside the target, so that the rename stays on one disk
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        written = Path(temporary, path.name)
+        data.save_to_disk(str(written))
+        if path.exists():
+            path.rename(Path(temporary, "old"))
+        written.rename(path)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -170,6 +171,25 @@ def test_parquet_stays_parquet_with_its_types(select: Select, scored: Path) -> N
     assert table.schema.field("selection_score").type == pa.float64()
     select("--out=kept.jsonl")
     assert table.to_pylist() == lines("kept.jsonl")
+
+
+def test_a_folder_of_datasets_stays_one(select: Select, scored: Path) -> None:
+    data = datasets.Dataset.from_list(original(scored))
+    types = data.features.copy()
+    types["topic"] = datasets.ClassLabel(names=["sums", "words"])
+    data.cast(types).save_to_disk("data")
+    assert select("--data=data", "--out=kept")[0] == 0
+    kept = datasets.load_from_disk("kept")
+    assert kept.features["topic"] == types["topic"]
+    select("--out=kept.jsonl")
+    assert kept["sample_id"][:] == [row["sample_id"] for row in lines("kept.jsonl")]
+    before = Path("kept", "state.json").read_bytes()
+    assert select("--data=data", "--out=kept", "--keep=0.2")[0] == 2
+    assert Path("kept", "state.json").read_bytes() == before
+    assert select("--data=data", "--out=kept", "--keep=0.2", "--force")[0] == 0
+    assert len(datasets.load_from_disk("kept")) == 6
+    samples = InstructionDataModule("kept", tokenizer="bytes", max_length=90).samples()
+    assert samples.ids == datasets.load_from_disk("kept")["sample_id"][:]
 
 
 def test_what_is_kept_is_a_source_for_training(select: Select) -> None:

@@ -35,7 +35,11 @@ def start(folder: Path, *args: str, command: list[str] = COMMAND) -> subprocess.
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=240)
+    try:
+        out, err = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == 0, err
     return out
 
@@ -104,3 +108,13 @@ def test_two_processes_score_each_sample_once_to_the_same_bytes(whole: Path, lau
     assert set(ids.values()) == {1}
     merged = (whole / launcher / "scores.parquet").read_bytes()
     assert merged == (whole / "whole" / "scores.parquet").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_refusal_ends_all_processes_with_one_message(whole: Path) -> None:
+    process = start(whole, "--out", "whole", "--devices", "2", "--seed_everything", "1")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert err.count("lightning-suite: error:") == 1
+    assert "the scores in this folder were made in another way" in err
+    assert "Traceback" not in err

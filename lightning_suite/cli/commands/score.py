@@ -6,6 +6,8 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -165,11 +167,11 @@ def run(
                 float64_columns=wide,
             )
 
-        if fabric.is_global_zero:
-            for name, reason in targets.skipped.items():
-                print(f"{name} is not watched: {reason}", file=sys.stderr)
-            shards = store(
-                make_manifest(
+        with _together(fabric):
+            if fabric.is_global_zero:
+                for name, reason in targets.skipped.items():
+                    print(f"{name} is not watched: {reason}", file=sys.stderr)
+                manifest = make_manifest(
                     network,
                     targets.found,
                     chosen,
@@ -181,12 +183,11 @@ def run(
                     # a sample's last digits depend on its batch
                     batches={"tokens": batch_tokens, "samples": batch_samples},
                 )
-            )
-            _write_source(folder.path, datamodule)
-        fabric.barrier()
-        if not fabric.is_global_zero:
-            weights = {"weights": weights_fingerprint(network)}
-            shards = store({**read_manifest(out), **weights})
+                shards = store(manifest)
+                _write_source(folder.path, datamodule)
+        with _together(fabric):
+            if not fabric.is_global_zero:
+                shards = store({**read_manifest(out), "weights": weights_fingerprint(network)})
         batches = token_budget_batches(samples.lengths, batch_tokens, batch_samples)
         waiting = unfinished(batches, samples.ids, shards.finished_ids())
         # all have read what is finished before anybody adds to it
@@ -216,6 +217,22 @@ def _launch(accelerator: str, devices: int | str, num_nodes: int) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+@contextmanager
+def _together(fabric: Fabric) -> Iterator[None]:
+    """Where one rank is refused in this block, all end; none waits for one that has gone."""
+    error: SuiteError | None = None
+    try:
+        yield
+    except SuiteError as err:
+        error = err
+    failed = torch.tensor(float(error is not None), device=fabric.device)
+    anywhere = fabric.all_reduce(failed, reduce_op="max")
+    if error is not None:
+        raise error
+    if isinstance(anywhere, torch.Tensor) and anywhere > 0:
+        raise SystemExit(2)
 
 
 def _seed(seed: int) -> None:
