@@ -237,15 +237,17 @@ def eps_factor(
 ) -> float:
     """Return the factor of Adam's epsilon (CompleteP's AdamW table).
 
-    Gradients of the residual blocks' parameters shrink like r_n^-1 r_L^-alpha; epsilon must
-    shrink with them or it takes over in a wide or deep model.
+    Epsilon must shrink with the gradients that it is compared with, or it takes over in a wide or
+    deep model: like r_n^-1 r_L^-alpha inside the residual blocks, like r_n^-1 outside of them. The
+    gradient of a readout's bias depends on neither.
     """
     _check_ratio("width_ratio", width_ratio)
     _check_ratio("depth_ratio", depth_ratio)
-    inside = role in ("hidden_first", "hidden_last", "vector")
-    if rule == "sp" or optimizer_family != "adam" or not inside:
+    if rule == "sp" or optimizer_family != "adam" or role == "output_bias":
         return 1.0
-    return float(width_ratio**-1.0 * depth_ratio ** -residual_exponent(rule))
+    inside = role in ("hidden_first", "hidden_last", "vector")
+    depth = depth_ratio ** -residual_exponent(rule) if inside else 1.0
+    return float(width_ratio**-1.0 * depth)
 
 
 def residual_exponent(rule: Rule) -> float:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+import torch
 
 from lightning_suite.depth_mup import rules
+from lightning_suite.depth_mup.models import ResidualMLP
 from lightning_suite.depth_mup.parametrization import Parametrization
+from lightning_suite.depth_mup.roles import assign_roles
 from lightning_suite.errors import SuiteError
 
 N, L = 4.0, 16.0  # r_n and r_L, with exact square roots
@@ -81,12 +85,38 @@ def test_weight_decay_keeps_its_product_with_the_rate_in_width() -> None:
     assert rules.weight_decay_factor("hidden_last", "sp", "adam", N) == 1.0
 
 
-def test_eps_shrinks_with_the_gradients_of_the_blocks() -> None:
+def test_eps_shrinks_with_the_gradients() -> None:
     for role in ("hidden_first", "hidden_last", "vector"):
         assert rules.eps_factor(role, "completep", "adam", N, L) == 1 / N / L
         assert rules.eps_factor(role, "nfd", "adam", N, L) == 1 / N / 4
         assert rules.eps_factor(role, "sp", "adam", N, L) == 1.0
-    assert rules.eps_factor("output", "completep", "adam", N, L) == 1.0
+        assert rules.eps_factor(role, "nfd", "sgd", N, L) == 1.0
+    for role in ("input", "output", "final_norm", "hidden_stream"):
+        assert rules.eps_factor(role, "completep", "adam", N, L) == 1 / N
+    assert rules.eps_factor("output_bias", "completep", "adam", N, L) == 1.0
+
+
+@pytest.mark.parametrize("rule", ["mup", "depth_mup", "completep"])
+def test_eps_follows_the_gradients_of_a_real_net(rule: rules.Rule) -> None:
+    """RMS of the first gradient against the width, by role: slope -1 as eps_factor says."""
+    widths = (64, 128, 256, 512)
+    sizes: dict[str, list[float]] = {}
+    for width in widths:
+        generator = torch.Generator().manual_seed(0)
+        shapes = {"rule": rule, "base_depth": 4, "base_width": 64, "readout_init": "normal"}
+        net = ResidualMLP(64, 10, width=width, depth=4, generator=generator, **shapes).double()
+        x = torch.randn(256, 64, generator=generator, dtype=torch.float64)
+        y = torch.randint(10, (256,), generator=generator)
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+        for name, role in assign_roles(net).roles.items():
+            gradient = net.get_parameter(name).grad
+            assert gradient is not None
+            sizes.setdefault(role, []).append(gradient.pow(2).mean().sqrt().item())
+    for role in ("input", "output", "hidden_first", "hidden_last"):
+        means = np.array(sizes[role]).reshape(len(widths), -1).mean(axis=1)
+        slope = np.polyfit(np.log(widths), np.log(means), 1)[0]
+        assert slope == pytest.approx(-1, abs=0.3), role
+        assert rules.eps_factor(role, rule, "adam", 8.0) == 1 / 8
 
 
 @pytest.mark.parametrize("family", rules.FAMILIES)
