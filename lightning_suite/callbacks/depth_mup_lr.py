@@ -63,7 +63,8 @@ class DepthMuPLRCallback(Callback):
             pretrained; ``"model"`` trusts the model; ``"none"`` applies nothing.
         readout_scale: The same for the readout's input and 1/r_n. Without a readout multiplier
             the readout's learning rate makes up for it.
-        reinit: Draw all weights anew, as the theory assumes, before training from scratch starts.
+        reinit: Draw all matrices anew, as the theory assumes, and set biases to 0 before training from
+            scratch starts; gains of norms and layer scales stay as they were built.
         optimizer_family: ``"sgd"`` or ``"adam"`` for optimizer classes that are not known.
         decay_vectors: False sets the weight decay of norms and biases to 0.
         apply: ``"groups"`` scales the groups and the schedulers' numbers once (every monitor

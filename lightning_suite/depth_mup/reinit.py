@@ -11,6 +11,8 @@ from lightning_suite.depth_mup.rules import Role
 from lightning_suite.errors import SuiteError
 from lightning_suite.module_names import clean_name
 
+_VECTORS: tuple[Role, ...] = ("vector", "final_norm", "output_bias")
+
 
 @torch.no_grad()
 def reinitialize(
@@ -21,14 +23,15 @@ def reinitialize(
     readout_multiplier: bool = True,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Draw all weights of ``model`` anew; whatever they held is lost.
+    """Draw all matrices of ``model`` anew; whatever they held is lost.
 
     * Matrices and convolutions: N(0, 1/fan-in).
     * Embedding tables: N(0, 1) (their fan-in is 1, the token's one-hot vector), or as the readout
       where the two share a weight.
     * Readout: N(0, 1/n0) under its multiplier 1/r_n, that times 1/r_n without one (``sp``:
       N(0, 1/n)).
-    * Gains 1, biases 0.
+    * Biases 0. Every other vector keeps its value: gains of norms are 1 in one library and 0 in
+      another (Gemma multiplies by 1 + w), and layer scales start where their authors put them.
 
     Args:
         model: The model whose roles were assigned.
@@ -55,8 +58,9 @@ def reinitialize(
             )
         owner = modules[name.rpartition(".")[0]]
         role = role_map.roles[clean_name(name)]
-        if role == "output_bias" or parameter.ndim < 2:
-            parameter.fill_(1.0 if _is_gain(name, owner) else 0.0)
+        if role in _VECTORS or parameter.ndim < 2:
+            if name.endswith("bias"):
+                parameter.zero_()
             continue
         std = _fan_in(parameter, owner, role) ** -0.5
         if role == "output" or id(parameter) in readouts:
@@ -71,11 +75,6 @@ def reinitialize(
 
 def _is_readout(name: str, role_map: RoleMap) -> bool:
     return clean_name(f"{name}.").rstrip(".") in role_map.readouts
-
-
-def _is_gain(name: str, owner: nn.Module) -> bool:
-    """Whether a vector multiplies: the weight of a norm, as opposed to any bias."""
-    return name.endswith("weight") and not isinstance(owner, (nn.Linear, nn.Embedding))
 
 
 def _fan_in(parameter: torch.Tensor, owner: nn.Module, role: Role) -> int:

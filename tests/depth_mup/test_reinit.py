@@ -58,6 +58,68 @@ def test_one_seed_draws_one_set_of_weights_and_leaves_the_global_generator_alone
     assert not torch.equal(one["stem.weight"], other["stem.weight"])
 
 
+def small(config: str, auto: str, **options: Any) -> Any:
+    transformers = pytest.importorskip("transformers")
+    shapes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    made = getattr(transformers, config)(**shapes, **options)
+    return getattr(transformers, auto).from_config(made)
+
+
+VISION = {"auto": "AutoModelForImageClassification", "image_size": 16, "patch_size": 8}
+# a vector that is no bias, and what it multiplies by
+KEPT: dict[str, tuple[dict[str, Any], str]] = {
+    "DINOv2's layer scales": (
+        {"config": "Dinov2Config", **VISION, "layerscale_value": 0.5},
+        "layer_scale1.lambda1",
+    ),
+    "BEiT's layer scales": (
+        {"config": "BeitConfig", **VISION, "layer_scale_init_value": 0.5},
+        "lambda_1",
+    ),
+    "Gemma's gains, which are 1 + w": (
+        {
+            "config": "GemmaConfig",
+            "auto": "AutoModelForCausalLM",
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "vocab_size": 50,
+            "pad_token_id": 0,
+        },
+        "layernorm.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_vectors_that_are_no_biases_keep_the_value_they_were_built_with(case: str) -> None:
+    options, suffix = KEPT[case]
+    model = small(**options)
+    vectors = {n: p for n, p in model.named_parameters() if n.endswith(suffix)}
+    assert vectors
+    before = {name: p.detach().clone() for name, p in vectors.items()}
+    matrix = next(
+        p for n, p in model.named_parameters() if n.endswith("proj.weight") or ".fc1" in n
+    )
+    drawn_before = matrix.detach().clone()
+    reinitialize(model, assign_roles(model), Parametrization("nfd", 2, 2))
+    assert all(torch.equal(p, before[name]) for name, p in vectors.items())
+    assert not torch.equal(matrix, drawn_before)
+
+
+def test_a_vector_that_is_stored_as_a_tensor_of_more_dimensions_is_no_matrix() -> None:
+    net = ForeignNet(2, 8)
+    for block in net.tower:
+        block.gamma = nn.Parameter(torch.full((8, 1, 1), 0.25))
+    roles = assign_roles(net, patterns=PATTERNS | {r"gamma$": "vector"})
+    reinitialize(net, roles, Parametrization("nfd", 2, 2))
+    assert all(torch.all(block.gamma == 0.25) for block in net.tower)
+
+
 def gpt2(**options: Any) -> Any:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
