@@ -110,8 +110,9 @@ def hand_made_groups(
         if family == "adam" and rule != "sp":
             if role in ("first", "last"):
                 group["weight_decay"] = options["weight_decay"] * r_n
+            group["eps"] = options["eps"] / r_n
             if role in ("first", "last", "vector"):
-                group["eps"] = options["eps"] / r_n * r_L ** -ALPHA[rule]
+                group["eps"] *= r_L ** -ALPHA[rule]
         groups.append(group)
     return groups
 
