@@ -61,14 +61,15 @@ def describe_scores(
     main, values = next(iter(scores.items()))
     lowest = np.argsort(np.argsort(values, kind="stable")) < (len(values) + 1) // 2
     add_histogram(folder, main, values, lowest, "is the lowest half, which would be kept")
-    _add(
-        folder,
-        "layers",
-        layer_heatmap(columns, main),
-        f"{main}: layers and percentiles",
-        "Each row is a watched layer, each cell one percentile of the samples' values there, in "
-        "units of the layer's own interquartile range from its median.",
-    )
+    if main not in _BASELINES:
+        _add(
+            folder,
+            "layers",
+            layer_heatmap(columns, main),
+            f"{main}: layers and percentiles",
+            "Each row is a watched layer, each cell one percentile of the samples' values there, "
+            "in units of the layer's own interquartile range from its median.",
+        )
     _add(
         folder,
         "against",
@@ -96,7 +97,7 @@ def describe_scores(
         "resofilter_extremes",
         extreme_samples(columns, values, texts or {}),
         title="The most extreme samples",
-        caption=f"Lowest and highest {main}.",
+        caption=f"Lowest and highest {main}; from_median is in interquartile ranges.",
         section=SECTION,
     )
 
@@ -235,12 +236,14 @@ def extreme_samples(
 ) -> list[dict[str, Any]]:
     """Return the samples with the lowest and highest scores, lowest first, with their text."""
     order = [int(i) for i in np.argsort(values, kind="stable") if np.isfinite(values[i])]
+    low, middle, high = np.percentile(values[order], [25, 50, 75])
     chosen = dict.fromkeys([*order[:_EXTREMES], *order[-_EXTREMES:]])
     rows = []
     for index in chosen:
         sample_id = str(columns["sample_id"][index])
         row: dict[str, Any] = {"rank": order.index(index) + 1, "id": sample_id}
         row["score"] = repr(float(values[index]))
+        row["from_median"] = round(float((values[index] - middle) / ((high - low) or 1)), 2)
         for name in ("loss", "n_tokens"):
             if name in columns:
                 row[name] = columns[name][index].item()

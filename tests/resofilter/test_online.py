@@ -1,0 +1,91 @@
+"""What is read from a training batch: ids, statuses, and each sample's part of the loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_suite.errors import SuiteError
+from lightning_suite.resofilter.features import make_features
+from lightning_suite.resofilter.online import (
+    RunningMeans,
+    content_ids,
+    read_samples,
+    refuse_mixing_layers,
+)
+from lightning_suite.resofilter.recorder import FeatureRecorder
+from lightning_suite.resofilter.targets import find_targets
+
+
+def test_equal_content_has_equal_ids_wherever_it_stands() -> None:
+    x, y = torch.arange(12.0).view(3, 4), torch.tensor([0, 1, 1])
+    ids = content_ids((x, y))
+    assert len(set(ids)) == 3
+    assert content_ids((x[[2, 0]], y[[2, 0]])) == [ids[2], ids[0]]
+    assert content_ids((x, y + 1)) != ids, "the label is content"
+    assert content_ids((x.double(), y)) != ids, "so is the type"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_no_content(side: str) -> None:
+    alone = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.tensor([[1, 1]])}
+    pad = (2, 0) if side == "left" else (0, 2)
+    padded = {key: nn.functional.pad(value, pad) for key, value in alone.items()}
+    assert content_ids(padded) == content_ids(alone)
+
+
+def test_tensors_that_disagree_on_the_samples_are_refused() -> None:
+    with pytest.raises(SuiteError, match="2 tensors do not agree on the number of samples"):
+        content_ids((torch.zeros(3), torch.zeros(2)))
+
+
+def test_multipliers_undo_the_reduction() -> None:
+    x = torch.randn(4, 3)
+    assert read_samples(x).multipliers.tolist() == [4.0] * 4
+    assert read_samples(x, reduction="sum").multipliers.tolist() == [1.0] * 4
+    assert read_samples(x, scale=3.0).multipliers.tolist() == [12.0] * 4
+    labels = torch.tensor([[-100, 1, 1, 1], [7, -100, -100, 1], [7, -100, -100, -100]])
+    batch = {"input_ids": labels.clamp(min=0), "labels": labels}
+    samples = read_samples(batch)
+    assert samples.counts["n_label_tokens"] == [3, 1, 0], "nothing predicts the first token"
+    assert samples.status == ["ok", "ok", "no_labels"]
+    assert samples.multipliers[:2].tolist() == [4 / 3, 4.0]
+
+
+def test_rows_of_samples_without_labels_or_finite_values() -> None:
+    labels = torch.tensor([[1, 1], [1, -100], [1, 1]])
+    samples = read_samples({"ids": "abc", "input_ids": labels, "labels": labels})
+    rows = samples.rows({"m.sketch": torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, torch.inf]])})
+    assert rows["sample_id"] == ["a", "b", "c"]
+    assert rows["status"] == ["ok", "no_labels", "nonfinite"]
+    assert rows["m.sketch"][0].tolist() == [1.0, 2.0]
+    assert rows["m.sketch"][1].isnan().all()
+
+
+def test_running_means_are_of_finite_samples_since_the_last_time() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    recorder = FeatureRecorder(find_targets(model).found, make_features(["grad_norm", "sketch"]))
+    means = RunningMeans(recorder)
+
+    def rows(first: list[float], second: list[float]) -> dict[str, torch.Tensor]:
+        sketch = torch.zeros(len(first), 64)
+        return {
+            "0.grad_norm": torch.tensor(first),
+            "1.grad_norm": torch.tensor(second),
+            "0.sketch": sketch,
+            "1.sketch": sketch,
+        }
+
+    means.add(rows([1.0, torch.nan], [3.0, 1.0]))
+    means.add(rows([6.0], [6.0]))
+    assert means.summary(*means.pop()) == {"grad_norm": 4.0, "grad_norm_max": 6.0, "samples": 2}
+    means.add(rows([1.0], [1.0]))
+    assert means.summary(*means.pop()) == {"grad_norm": 1.0, "grad_norm_max": 1.0, "samples": 1}
+
+
+def test_a_mixing_layer_is_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    with pytest.raises(SuiteError, match="1: batch normalisation in training mode"):
+        refuse_mixing_layers(model)
+    refuse_mixing_layers(model.eval())
