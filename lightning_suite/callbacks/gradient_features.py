@@ -246,7 +246,7 @@ class GradientFeatureCallback(Callback):
             self._store.add(rows)
         accumulated = trainer.global_step > self._step
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
-        if accumulated and self._step % every < self.every_n_steps:
+        if accumulated and every and self._step % every < self.every_n_steps:
             self._log(trainer, pl_module.device)
 
     def on_save_checkpoint(

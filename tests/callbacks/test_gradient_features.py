@@ -242,6 +242,11 @@ def test_only_every_nth_step_is_recorded_and_logged(tmp_path: Path) -> None:
     assert logged[3]["resofilter/samples"] == 8
 
 
+def test_a_trainer_that_logs_nothing_still_records(tmp_path: Path) -> None:
+    table = record(tmp_path, ForeignModule(), Batches(2), log_every_n_steps=0)
+    assert len(table["status"]) == 16
+
+
 def test_rate_and_step_are_recorded(tmp_path: Path) -> None:
     module = ForeignModule(
         lambda groups: torch.optim.SGD(groups, lr=0.5),
