@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -30,6 +31,7 @@ from lightning_suite.depth_mup.residual_scale import (
     ScaleMode,
     attach_multipliers,
     choose_multipliers,
+    fold_residual_scale,
     hook_targets,
 )
 from lightning_suite.depth_mup.roles import RoleMap, assign_roles, format_table
@@ -63,8 +65,8 @@ class DepthMuPLRCallback(Callback):
             pretrained; ``"model"`` trusts the model; ``"none"`` applies nothing.
         readout_scale: The same for the readout's input and 1/r_n. Without a readout multiplier
             the readout's learning rate makes up for it.
-        reinit: Draw all matrices anew, as the theory assumes, and set biases to 0 before training from
-            scratch starts; gains of norms and layer scales stay as they were built.
+        reinit: Draw all matrices anew, as the theory assumes, and set biases to 0 before training
+            from scratch starts; gains of norms and layer scales stay as they were built.
         optimizer_family: ``"sgd"`` or ``"adam"`` for optimizer classes that are not known.
         decay_vectors: False sets the weight decay of norms and biases to 0.
         apply: ``"groups"`` scales the groups and the schedulers' numbers once (every monitor
@@ -88,9 +90,11 @@ class DepthMuPLRCallback(Callback):
         construction and untested. Refused: DeepSpeed, FSDP with flattened parameters, a second
         instance, a parameter without a role, an optimizer of an unknown family.
 
-    After ``fit`` the model is as it was. With ``apply="groups"`` the optimizer keeps its split
-    groups, so that ``trainer.save_checkpoint()`` still writes what a resume needs; a further fit
-    with the same optimizer object does not scale twice.
+    After ``fit`` the hooks are off the model, which then computes without the multipliers (a
+    warning says so); :meth:`fold` moves them into the weights for use elsewhere. With
+    ``apply="groups"`` the optimizer keeps its split groups, so that ``trainer.save_checkpoint()``
+    still writes what a resume needs; a further fit with the same optimizer object does not scale
+    twice.
 
     Costs about 0.1 ms a step on a CPU, most of it torch's own work for one group a role (measured:
     ``benchmarks/callback_overhead.py``).
@@ -146,7 +150,7 @@ class DepthMuPLRCallback(Callback):
         self.decay_vectors = decay_vectors
         self.apply = apply
         self.pretrained = pretrained
-        self.log = log
+        self._logs_rates = log  # Lightning gives callbacks a method `log`
         self.verbose = verbose
 
         self.role_map: RoleMap | None = None
@@ -157,7 +161,12 @@ class DepthMuPLRCallback(Callback):
         self._handles: list[RemovableHandle] = []
         self._hooked: list[nn.Module | None] = []
         self._loaded: dict[str, Any] | None = None
-        self._reinitialized = False
+        self._reinitialized: weakref.ref[nn.Module] | None = None
+        self._folded: weakref.ref[nn.Module] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and other processes have modules of their own; weak references cannot travel."""
+        return {**self.__dict__, "_reinitialized": None, "_folded": None}
 
     # ---- the model: roles and multipliers
 
@@ -171,6 +180,12 @@ class DepthMuPLRCallback(Callback):
                 "two)."
             )
         _refuse_flattened_parameters(trainer)
+        if _refers_to(self._folded, pl_module):
+            raise SuiteError(
+                "the multipliers were folded into this model's weights, and this callback would "
+                "apply them a second time. Use the folded model without the callback, or load the "
+                "unfolded weights."
+            )
         self._release()
         self.role_map, self._loaded, self._modes = None, None, []
         try:
@@ -202,7 +217,8 @@ class DepthMuPLRCallback(Callback):
         )
         if multipliers.warning:
             rank_zero_warn(multipliers.warning)
-        if self.reinit and trainer.state.fn == "fit" and (late or not self._reinitialized):
+        drawn = _refers_to(self._reinitialized, pl_module)
+        if self.reinit and trainer.state.fn == "fit" and (late or not drawn):
             if multipliers.keeps_function:
                 raise SuiteError(
                     "reinit=True would overwrite pretrained weights. Leave reinit out, or say "
@@ -219,7 +235,7 @@ class DepthMuPLRCallback(Callback):
                 readout_multiplier=multipliers.readout_is_scaled,
                 generator=torch.Generator().manual_seed(torch.initial_seed()),
             )
-            self._reinitialized = True
+            self._reinitialized = weakref.ref(pl_module)
         self._handles = attach_multipliers(pl_module, role_map, multipliers)
         self._hooked = hook_targets(pl_module, role_map)
         self.role_map, self.parametrization = role_map, parametrization
@@ -281,7 +297,7 @@ class DepthMuPLRCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Log the learning rates of the coming step."""
-        if not self.log or not trainer.loggers:
+        if not self._logs_rates or not trainer.loggers:
             return
         # the counter that Lightning puts on the metrics' axis; it differs from global_step where
         # several optimizers step
@@ -308,7 +324,45 @@ class DepthMuPLRCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take every hook off the model and the optimizers."""
+        if stage == "fit" and self._handles and self.multipliers is not None:
+            rank_zero_warn(
+                f"DepthMuPLRCallback multiplied {self.multipliers.by_hooks} with hooks, which are "
+                "off again: outside a trainer with this callback the model computes without them, "
+                "another function than the one that was trained. Evaluate with trainer.validate, "
+                "test or predict; for use elsewhere, callback.fold(module) moves the factors into "
+                "the weights (fold_residual_scale)."
+            )
         self._release()
+
+    def fold(self, pl_module: LightningModule) -> None:
+        """Move the multipliers of the last run into the weights of ``pl_module``, in place.
+
+        The model then computes by itself what it computed inside the trainer: for inference and
+        export. Save the checkpoint that training is to go on from before.
+
+        Args:
+            pl_module: The module that was trained, or another one with the same layers and
+                unfolded weights.
+
+        Raises:
+            SuiteError: There was no run, or it is not over; the module has other layers or was
+                folded before; or a layer cannot take the factor up (see
+                :func:`~lightning_suite.depth_mup.residual_scale.fold_residual_scale`).
+        """
+        if self.role_map is None or self.multipliers is None or self._handles:
+            raise SuiteError("fold() needs a run of the trainer with this callback that is over.")
+        if _refers_to(self._folded, pl_module):
+            raise SuiteError("the multipliers were folded into this model's weights before.")
+        if None in hook_targets(pl_module, self.role_map):
+            raise SuiteError(
+                f"{type(pl_module).__name__} lacks layers of the model that was trained. Give "
+                "fold() the LightningModule that the trainer had."
+            )
+        fold_residual_scale(
+            pl_module, self.role_map, c=self.multipliers.residual, m=self.multipliers.readout
+        )
+        if self.multipliers.by_hooks:
+            self._folded = weakref.ref(pl_module)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -318,6 +372,7 @@ class DepthMuPLRCallback(Callback):
 
     def _release(self) -> None:
         self._remove_multipliers()
+        self._hooked = []
         for applied in self._applied:
             applied.remove()
         self._applied = []
@@ -354,6 +409,13 @@ class DepthMuPLRCallback(Callback):
         Not by ``state_dict``: Lightning would refuse a second instance before :meth:`setup` can
         say what to do about it.
         """
+        if _refers_to(self._folded, pl_module):
+            raise SuiteError(
+                "the multipliers were folded into this model's weights: resuming from such a "
+                "checkpoint would apply them a second time. Save the checkpoint before fold(); "
+                "save the folded weights with torch.save(module.state_dict(), …) or "
+                "save_pretrained."
+            )
         if self.parametrization is not None:
             checkpoint.setdefault("callbacks", {})[self.state_key] = self._state()
 
@@ -391,6 +453,10 @@ class DepthMuPLRCallback(Callback):
                 "the checkpoint was trained with other settings of DepthMuPLRCallback than this "
                 f"run has: {'; '.join(differences)}. Use those of the checkpoint."
             )
+
+
+def _refers_to(reference: weakref.ref[nn.Module] | None, module: nn.Module) -> bool:
+    return reference is not None and reference() is module
 
 
 def _refuse_flattened_parameters(trainer: Trainer) -> None:

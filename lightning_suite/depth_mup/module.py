@@ -162,5 +162,4 @@ class ResidualNetModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on without a callback that the training depended on."""
-        if self._trainer is not None:  # load_from_checkpoint has none
-            require_callbacks(checkpoint, self._trainer)
+        require_callbacks(checkpoint, self._trainer)

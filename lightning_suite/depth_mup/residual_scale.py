@@ -43,6 +43,17 @@ class Multipliers:
     note: str
     warning: str = ""
 
+    @property
+    def by_hooks(self) -> str:
+        """What hooks multiply, in words; empty where they multiply nothing."""
+        return describe_hooks(self.residual, self.readout)
+
+
+def describe_hooks(residual: float, readout: float) -> str:
+    """Say in words what hooks multiply; an empty string where both factors are 1."""
+    parts = {"the branches' outputs": residual, "the readout's input": readout}
+    return " and ".join(f"{what} by {factor:.4g}" for what, factor in parts.items() if factor != 1)
+
 
 def choose_multipliers(
     model: nn.Module,

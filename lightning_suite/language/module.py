@@ -191,8 +191,7 @@ class CausalLMModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on without a callback that the training depended on."""
-        if self._trainer is not None:  # load_from_checkpoint has none
-            require_callbacks(checkpoint, self._trainer)
+        require_callbacks(checkpoint, self._trainer)
 
     def _evaluate(self, nll: MeanMetric, batch: dict[str, Tensor]) -> None:
         # Weighted by tokens: the mean over all of them, whatever the batches' sizes.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -266,6 +268,14 @@ def test_effective_rates_are_logged_at_the_trainers_interval(tmp_path: Path, app
     assert logged == pytest.approx({step: 0.01 / 2 * 0.9**step for step in (1, 3, 5, 7)})
 
 
+def test_no_rates_are_logged_where_the_user_says_so(tmp_path: Path) -> None:
+    # Lightning overwrites an attribute `log` of callbacks with a method
+    logger = CSVLogger(tmp_path)
+    trainer = quiet_trainer([foreign_callback(log=False)], logger=logger, log_every_n_steps=1)
+    trainer.fit(ForeignModule(), Batches())
+    assert "depth_mup/lr" not in (Path(logger.log_dir) / "metrics.csv").read_text()
+
+
 def test_table_is_printed_once_and_can_be_silenced(caplog: pytest.LogCaptureFixture) -> None:
     for verbose, expected in ((True, 1), (False, 0)):
         caplog.clear()
@@ -319,6 +329,59 @@ def test_branches_are_scaled_in_every_stage_and_only_inside_the_trainer() -> Non
         inside, torch.cat([by_hand.backbone(x) for x, _ in data.batches]).detach()
     )
     assert torch.equal(module.backbone(x), before)
+
+
+def test_who_uses_the_model_after_fit_is_told_that_the_hooks_are_off() -> None:
+    module = ForeignModule()
+    trainer = quiet_trainer([foreign_callback(base_depth=1, base_width=4)])
+    message = (
+        r"multiplied the branches' outputs by 0\.5 and the readout's input by 0\.5 with hooks"
+        r".*callback\.fold\(module\)"
+    )
+    with pytest.warns(UserWarning, match=message):
+        trainer.fit(module, Batches())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="DepthMuPLRCallback")
+        trainer.test(module, Batches(), verbose=False)
+        trainer.predict(module, Batches())
+        quiet_trainer([foreign_callback(base_depth=4)]).fit(module, Batches())  # no hooks
+
+
+def test_folded_model_computes_by_itself_what_it_computed_in_the_trainer(tmp_path: Path) -> None:
+    module, data = ForeignModule(), Batches()
+    callback = foreign_callback(base_depth=1, base_width=4)
+    trainer = quiet_trainer([callback])
+    with pytest.raises(SuiteError, match="needs a run of the trainer"):
+        callback.fold(module)
+    trainer.fit(module, data)
+    inside = torch.cat(trainer.predict(module, data))
+    with pytest.raises(SuiteError, match="lacks layers of the model that was trained"):
+        callback.fold(ForeignModule(depth=2))
+    callback.fold(module)
+    outside = torch.cat([module.backbone(x) for x, _ in data.batches]).detach()
+    torch.testing.assert_close(outside, inside)
+    for again in (
+        lambda: callback.fold(module),
+        lambda: trainer.predict(module, data),
+        lambda: trainer.save_checkpoint(tmp_path / "folded.ckpt"),
+    ):
+        with pytest.raises(SuiteError, match="were folded into this model's weights"):
+            again()
+
+
+def test_fold_is_refused_while_the_hooks_are_on() -> None:
+    callback = foreign_callback(base_depth=1)
+    spy = Spy(lambda _, pl_module: callback.fold(pl_module))
+    with pytest.raises(SuiteError, match="that is over"):
+        quiet_trainer([callback, spy]).fit(ForeignModule(), Batches())
+
+
+def test_a_callback_that_has_trained_lets_its_modules_go_and_can_be_copied() -> None:
+    callback = foreign_callback(base_depth=1, reinit=True)
+    quiet_trainer([callback]).fit(ForeignModule(), Batches())
+    assert not callback._hooked
+    assert pickle.loads(pickle.dumps(callback)).base_depth == 1
+    assert copy.deepcopy(callback).base_depth == 1
 
 
 def hooks_of(module: nn.Module) -> int:
@@ -424,6 +487,18 @@ def test_reinit_draws_weights_once_and_the_same_for_one_seed() -> None:
         assert not same(seen[0], start)
         first.append(seen[0])
     assert same(*first)
+
+
+def test_reinit_draws_every_model_that_the_callback_is_given() -> None:
+    callback = foreign_callback(reinit=True)
+    for _ in range(2):
+        module = ForeignModule()
+        with torch.no_grad():
+            module.backbone.stem.weight.zero_()
+        seen: list[Tensor] = []
+        spy = Spy(lambda _, m, seen=seen: seen.append(m.backbone.stem.weight.detach().clone()))  # type: ignore[misc]
+        quiet_trainer([callback, spy], max_epochs=1).fit(module, Batches())
+        assert seen[0].abs().min() > 0
 
 
 # ---- what else the trainer does

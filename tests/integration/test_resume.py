@@ -207,6 +207,23 @@ def test_our_modules_say_so_when_they_are_resumed_without_the_callback(
     assert same(weights(loaded), weights(first.lightning_module))
 
 
+def test_our_modules_warn_when_they_are_loaded_without_the_hooks(tmp_path: Path) -> None:
+    from torch.utils.data import DataLoader
+
+    from lightning_suite.depth_mup.module import ResidualNetModule
+
+    shape: dict[str, Any] = {"width": 8, "depth": 4, "base_depth": 2}
+    data: Any = DataLoader([(torch.randn(4, 1, 8, 8), torch.arange(4))], batch_size=None)
+    for rule in ("sp", "nfd"):  # nfd is built in, sp gets the factors by hooks
+        trainer = quiet_trainer([DepthMuPLRCallback(2)])
+        trainer.fit(ResidualNetModule(rule=rule, **shape), data, data)  # type: ignore[arg-type]
+        trainer.save_checkpoint(tmp_path / f"{rule}.ckpt")
+    message = r"outputs by 0\.7071.*fold_residual_scale\(model, assign_roles\(model\), c=0\.7"
+    with pytest.warns(UserWarning, match=message):
+        ResidualNetModule.load_from_checkpoint(tmp_path / "sp.ckpt", rule="sp", **shape)
+    ResidualNetModule.load_from_checkpoint(tmp_path / "nfd.ckpt", rule="nfd", **shape)
+
+
 def test_evaluating_without_the_callback_is_refused_only_where_hooks_are_missing(
     tmp_path: Path,
 ) -> None:
