@@ -48,9 +48,10 @@ def run(
     """Keep a share of the scored samples, and write them as they were in the data.
 
     The rows are written in the form of their source (.jsonl, .json, .parquet, a folder of the
-    datasets library) and in its order, each with its sample_id and its score, so that the file is a source for InstructionDataModule.
-    What was done is written beside it (….selection.json). Samples without a score (no label
-    tokens, values that are not finite, not in the scores) are never kept, and counted.
+    datasets library) and in its order, each with its sample_id and its score, so that the file is
+    a source for InstructionDataModule. What was done is written beside it (….selection.json).
+    Samples without a score (no label tokens, values that are not finite, not in the scores) are
+    never kept, and counted.
 
     Args:
         scores: Folder that `score` wrote.
