@@ -20,6 +20,7 @@ from lightning_suite.depth_mup.param_groups import (
     Factors,
     ParamGroup,
     Plan,
+    has_decoupled_decay,
     parameter_names,
     plan_groups,
     role_factors,
@@ -259,6 +260,7 @@ class DepthMuPLRCallback(Callback):
                 family,
                 readout_multiplier=self.multipliers.readout_is_scaled,
                 decay_vectors=self.decay_vectors,
+                decoupled_decay=has_decoupled_decay(optimizer),
             )
 
             def make_plan(

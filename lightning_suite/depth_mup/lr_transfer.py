@@ -389,7 +389,7 @@ class BatchedEngine:
             rule.rule, self.base_depth, depth, net.base_width, net.width, rule.p
         )
         roles = assign_roles(self.make_net(rule.rule, depth, 0)).roles
-        by_role = role_factors(shapes, family)
+        by_role = role_factors(shapes, family, decoupled_decay=self.optimizer.name == "adamw")
         return {name: by_role[role] for name, role in roles.items()}
 
     def __call__(self, chunk: Chunk, on_progress: Callable[[float], None]) -> list[RunResult]:

@@ -64,12 +64,28 @@ Plan = list[list[Share]]
 """The shares of every user's group, in order."""
 
 
+# Classes that add the decay to the gradient (L2), unless a group says otherwise.
+_COUPLED_CLASSES = ("Adam", "NAdam", "RAdam", "Adamax", "SparseAdam", "SGD")
+
+
+def has_decoupled_decay(optimizer: Optimizer) -> bool:
+    """Whether ``optimizer`` multiplies weights by 1 - lr x decay, as AdamW does.
+
+    The others (L2 regularisation) add decay x weight to the gradient, which Adam then divides by
+    its size. Groups of one optimizer that differ count as coupled.
+    """
+    default = not any(cls.__name__ in _COUPLED_CLASSES for cls in type(optimizer).__mro__)
+    default = bool(getattr(optimizer, "adam_w_mode", default))  # FusedAdam, DeepSpeedCPUAdam
+    return all(group.get("decoupled_weight_decay", default) for group in optimizer.param_groups)
+
+
 def role_factors(
     parametrization: Parametrization,
     family: OptimizerFamily,
     *,
     readout_multiplier: bool = True,
     decay_vectors: bool = True,
+    decoupled_decay: bool = True,
 ) -> dict[Role, Factors]:
     """Return the factors of every role.
 
@@ -79,11 +95,13 @@ def role_factors(
         readout_multiplier: Whether the model multiplies its readout's input by 1/r_n; if it does
             not, the readout's learning rate makes up for it.
         decay_vectors: False sets the weight decay of norms and biases to 0.
+        decoupled_decay: :func:`has_decoupled_decay`. Decay that is not multiplied by the learning
+            rate needs no factor to make up for it.
     """
     factors = {
         role: Factors(
             parametrization.lr_factor(role, family),
-            parametrization.weight_decay_factor(role, family),
+            parametrization.weight_decay_factor(role, family) if decoupled_decay else 1.0,
             parametrization.eps_factor(role, family),
         )
         for role in ROLES
@@ -164,6 +182,12 @@ def _role_of(
             f"parameter {index} (shape {tuple(parameter.shape)}) of the optimizer's group {number} "
             "does not belong to the LightningModule. Register the module that owns it as an "
             "attribute of the LightningModule, so that it has a name and a role."
+        )
+    if name not in roles and not parameter.requires_grad:
+        raise SuiteError(
+            f"the optimizer's group {number} holds the frozen parameter {name!r}, which is no part "
+            "of the network whose depth is corrected and has no role. Give the optimizer only what "
+            "it trains: (p for p in self.parameters() if p.requires_grad)."
         )
     if name not in roles:
         raise SuiteError(

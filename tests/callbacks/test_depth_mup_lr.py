@@ -296,6 +296,14 @@ def test_weight_decay_of_vectors_is_kept_unless_told() -> None:
         assert decays["depth_mup/pg1/hidden_first"] == 0.1
 
 
+def test_decay_grows_with_the_width_only_where_the_rate_multiplies_it() -> None:
+    for make, factor in ((AdamW, 2.0), (torch.optim.Adam, 1.0), (torch.optim.NAdam, 1.0)):
+        trainer = quiet_trainer([foreign_callback(base_width=4)])
+        trainer.fit(ForeignModule(make), Batches())  # type: ignore[arg-type]
+        decays = {g["name"]: g["weight_decay"] for g in trainer.optimizers[0].param_groups}
+        assert decays["depth_mup/pg1/hidden_first"] == 0.1 * factor
+
+
 def test_a_rate_that_is_a_tensor_stays_one() -> None:
     trained = []
     for lr in (0.01, torch.tensor(0.01)):

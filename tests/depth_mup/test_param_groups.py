@@ -13,6 +13,7 @@ from lightning_suite.depth_mup.param_groups import (
     Factors,
     check_already_split,
     guard_groups,
+    has_decoupled_decay,
     is_split,
     parameter_names,
     plan_groups,
@@ -184,6 +185,46 @@ def test_factors_are_the_rules_own_unless_the_model_lacks_a_multiplier(
     assert {r: f for r, f in bare.items() if r != "output"} == {
         r: f for r, f in found.items() if r != "output"
     }
+
+
+def test_decay_that_is_part_of_the_gradient_is_left_alone() -> None:
+    shapes = Parametrization("nfd", 2, 8, 8, 32)
+    coupled = role_factors(shapes, "adam", decoupled_decay=False)
+    assert {f.weight_decay for f in coupled.values()} == {1.0}
+    assert [f.lr for f in coupled.values()] == [f.lr for f in role_factors(shapes, "adam").values()]
+
+
+class FusedAdam(torch.optim.Adam):
+    """Apex's has this attribute."""
+
+    adam_w_mode = False
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params)
+        for group in self.param_groups:
+            group.pop("decoupled_weight_decay", None)
+
+
+Lion = type("Lion", (torch.optim.Optimizer,), {})
+
+
+@pytest.mark.parametrize(
+    ("make", "decoupled"),
+    [
+        (AdamW, True),
+        (torch.optim.Adafactor, True),
+        (lambda p: Lion(p, {"lr": 0.1}), True),
+        (torch.optim.Adam, False),
+        (torch.optim.NAdam, False),
+        (lambda p: torch.optim.NAdam(p, decoupled_weight_decay=True), True),
+        (lambda p: torch.optim.RAdam(p, decoupled_weight_decay=True), True),
+        (torch.optim.RAdam, False),
+        (torch.optim.Adamax, False),
+        (FusedAdam, False),
+    ],
+)
+def test_decoupled_decay_is_recognised(net: nn.Module, make: Any, decoupled: bool) -> None:
+    assert has_decoupled_decay(make(net.parameters())) is decoupled
 
 
 def test_vectors_decay_as_the_user_says_unless_told(net: Any) -> None:
