@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_suite.checkpoints import require_callbacks
 from lightning_suite.cli.checkpoints import explain_resume_error, read_checkpoint
+from lightning_suite.cli.messages import constructor_errors
 from lightning_suite.cli.parsing import HelpFormatter, prepare_classes
 from lightning_suite.cli.problems import explain
 from lightning_suite.cli.shipped import resolve_options
@@ -165,6 +166,11 @@ class SuiteCLI(LightningCLI):
                 f"{path} was not written by this program: its weights and optimizer state are "
                 "loaded, the model is built from the configuration."
             )
+
+    def instantiate_classes(self) -> None:
+        """Build model, data, callbacks and Trainer; what one of ours refuses is one line."""
+        with constructor_errors():
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer; see `with_run_folder` for its loggers."""

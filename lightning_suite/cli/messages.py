@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from lightning_suite.errors import SuiteError
 
 
 def condense(message: str) -> str:
@@ -57,4 +62,44 @@ def _inside_class(message: str) -> tuple[str, str] | None:
             len(deeper),
         )
         return found[2], textwrap.dedent("\n".join(deeper[:end])).strip()
+    return None
+
+
+@contextmanager
+def constructor_errors() -> Iterator[None]:
+    """Bring out the `SuiteError` of a constructor that the parser calls in this block.
+
+    jsonargparse tries every type that an argument may have, and wraps what a constructor raised
+    into a long list of why none of them fits. The message names the class that was being made.
+
+    Raises:
+        SuiteError: Somewhere behind the error there was one.
+    """
+    try:
+        yield
+    except Exception as err:
+        if (found := _suite_error(err)) is None:
+            raise
+        made = _class_being_made(found.__traceback__)
+        named = made is None or str(found).startswith(made)
+        raise SuiteError(str(found) if named else f"{made}: {found}") from err
+
+
+def _suite_error(error: BaseException | None) -> SuiteError | None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, SuiteError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _class_being_made(traceback: TracebackType | None) -> str | None:
+    """Return the class whose ``__init__`` was called first: the one that the user named."""
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_code.co_name == "__init__" and "self" in frame.f_locals:
+            return type(frame.f_locals["self"]).__name__
+        traceback = traceback.tb_next
     return None

@@ -17,7 +17,7 @@ import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from lightning_suite.cli.commands import COMMANDS
-from lightning_suite.cli.messages import condense
+from lightning_suite.cli.messages import condense, constructor_errors
 from lightning_suite.cli.shipped import resolve_options
 from lightning_suite.errors import SuiteError
 
@@ -127,10 +127,15 @@ def prepare_classes() -> dict[str, str]:
 
 
 def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
-    """Make the objects of a parsed configuration."""
+    """Make the objects of a parsed configuration.
+
+    Raises:
+        SuiteError: A constructor refuses its arguments.
+    """
     # `instantiate_classes` is the method's name before jsonargparse 4.49
     make = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    built: Namespace = make(config)
+    with constructor_errors():
+        built: Namespace = make(config)
     return built
 
 

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 import lightning_suite
 from lightning_suite.cli.messages import condense
+from lightning_suite.cli.parsing import instantiate
 from lightning_suite.depth_mup.rules import Rule
 from lightning_suite.errors import SuiteError, did_you_mean
 
@@ -35,9 +36,7 @@ def build(base: type[T], spec: Mapping[str, Any], section: str) -> T:
     parser.add_subclass_arguments(base, section, required=True)
     try:
         config = parser.parse_object({section: dict(spec)})
-        # `instantiate_classes` is its name before jsonargparse 4.49
-        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        built: T = instantiate(config)[section]
+        built: T = instantiate(parser, config)[section]
     except ArgumentError as err:
         raise SuiteError(condense(str(err))) from err
     return built

@@ -246,8 +246,15 @@ def fit_slopes(
         p: Exponent of the correction that ``nfd`` ran with.
 
     Raises:
-        SuiteError: A quantity is zero: nothing was learned there.
+        SuiteError: A run has diverged, or a quantity is zero: nothing was learned there.
     """
+    rows = list(rows)
+    for row in rows:
+        if not math.isfinite(row.get("loss", 0.0)):
+            raise SuiteError(
+                f"training has diverged: under {row['rule']!r} at {row['axis']} {row['size']} the "
+                f"loss is {row['loss']} after step {row['step']}. Use a smaller lr."
+            )
     found: dict[tuple[Axis, Rule, int, str], list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
         for name in quantities:

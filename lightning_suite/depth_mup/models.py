@@ -210,7 +210,13 @@ class ResidualMLP(ResidualNet):
     ) -> None:
         _check_arguments(block_depth, activation, branch_input, readout_init)
         super().__init__(
-            Parametrization(rule, base_depth or depth, depth, base_width or width, width),
+            Parametrization(
+                rule,
+                depth if base_depth is None else base_depth,
+                depth,
+                width if base_width is None else base_width,
+                width,
+            ),
             base_residual_multiplier,
         )
         self.embed = nn.Sequential(nn.Flatten(), nn.Linear(in_features, width, bias=False))
@@ -281,7 +287,13 @@ class ResidualConvNet(ResidualNet):
     ) -> None:
         _check_arguments(block_depth, activation, branch_input, readout_init)
         super().__init__(
-            Parametrization(rule, base_depth or depth, depth, base_width or width, width),
+            Parametrization(
+                rule,
+                depth if base_depth is None else base_depth,
+                depth,
+                width if base_width is None else base_width,
+                width,
+            ),
             base_residual_multiplier,
         )
         self.embed = nn.Conv2d(in_channels, width, 3, stride=2**downsample, padding=1, bias=False)

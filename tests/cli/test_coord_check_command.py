@@ -111,6 +111,12 @@ def test_a_llama_from_scratch(check):
         (["--model.class_path=ResidualNetModul"], "ResidualNetModul"),
         (["--model.init_args.widht=8"], "widht"),
         (["--model.init_args.readout_init=zero"], "use readout_init: normal"),
+        (["--base_depth=0"], "base_depth=0, and it must be at least 1"),
+        (["--widths=8,16", "--base_width=0"], "base_width=0, and it must be at least 1"),
+        (["--lr=0"], "lr=0.0, and it must be above 0"),
+        (["--lr=1e200"], "training has diverged: under 'nfd' at depth 2 the loss is nan"),
+        (["--tolerance=-1"], "tolerance=-1.0; it must be at least 0"),
+        (["--model.init_args.block_depth=3"], "ResidualNetModule: block_depth=3; a branch has"),
         (["--depth_key=model.init_args.nett.depth"], "there is no 'nett' in the config"),
     ],
 )
@@ -118,6 +124,12 @@ def test_mistakes_are_explained(check, args, message):
     status, _, err = check("--depths=2,4", "--seeds=1", "--steps=1", "--rules=nfd", *args)
     assert status == 2
     assert message in err
+
+
+def test_a_check_that_judges_nothing_says_so(check):
+    status, out, _ = check(*SMALL, "--rules=sp,mup")
+    assert status == 0
+    assert "nothing was judged" in out
 
 
 def test_model_and_data_are_asked_for(capfd):

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 import lightning_suite
 from lightning_suite.cli.lightning_cli import ParserOnly, with_run_folder
 from lightning_suite.cli.main import main
+from lightning_suite.errors import SuiteError
 
 # A resumed run has a folder of its own; Lightning says that the list of best models starts anew.
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -128,7 +129,11 @@ def test_options_after_the_files_win(project, capsys):
 
 @pytest.mark.parametrize(
     ("name", "init_args"),
-    [("DepthMuPLRCallback", {"base_depth": 2}), ("FeatureDynamicsMonitor", {})],
+    [
+        ("DepthMuPLRCallback", {"base_depth": 2}),
+        ("FeatureDynamicsMonitor", {}),
+        ("GradientFeatureCallback", {}),
+    ],
 )
 def test_our_callbacks_go_by_short_name_and_can_be_dumped(project, capsys, name, init_args):
     """Defaults that YAML cannot hold break ``--print_config``, as Lightning's Timer does."""
@@ -176,6 +181,45 @@ def test_a_wrong_option_is_named_without_the_usage(project, capsys):
     error = capsys.readouterr().err
     assert "trainer.max_epochs: expected int or null, got 'many'" in error
     assert len(error.splitlines()) == 2
+
+
+TOO_MUCH_CORRECTION = """
+trainer:
+  callbacks+:
+    - class_path: DepthMuPLRCallback
+      init_args: {base_depth: 4, p: 0.7}
+"""
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ("model: {init_args: {base_depth: 0}}", "ResidualNetModule: base_depth=0, and it must be"),
+        ("model: {init_args: {depth: 0}}", "ResidualNetModule: depth=0, and it must be at least"),
+        ("model: {init_args: {block_depth: 3}}", "ResidualNetModule: block_depth=3; a branch has"),
+        (TOO_MUCH_CORRECTION, "DepthMuPLRCallback: the correction exponent is p=0.7"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "doctor"])
+def test_what_a_constructor_refuses_is_one_line(project, capsys, command, overlay, message):
+    Path("overlay.yaml").write_text(overlay)
+    assert main([command, "-c", "depth_mup/digits", "-c", "overlay.yaml"]) == 2
+    errors = capsys.readouterr().err
+    assert f"lightning-suite: error: {message}" in errors
+    assert "Traceback" not in errors
+    assert "Subtypes" not in errors
+
+
+def test_the_traceback_of_a_constructor_is_shown_when_asked(project, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_SUITE_TRACEBACK", "1")
+    with pytest.raises(SuiteError, match="depth=0") as caught:
+        main(["fit", "-c", "depth_mup/digits", "--model.init_args.depth=0"])
+    assert caught.value.__cause__ is not None
+
+
+def test_an_error_of_a_users_constructor_keeps_its_traceback(project):
+    with pytest.raises(Exception, match="negative dimension"):
+        main(["fit", "-c", "base.yaml", "--model.init_args.width=-4"])
 
 
 def test_abbreviated_options_are_refused(project, capsys):

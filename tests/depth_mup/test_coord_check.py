@@ -155,3 +155,12 @@ def test_a_readout_that_starts_at_zero_is_explained() -> None:
     ]
     with pytest.raises(SuiteError, match="use readout_init: normal"):
         fit_slopes(rows)
+
+
+def test_a_run_that_diverged_is_not_taken_for_one_without_gradient() -> None:
+    rows = [
+        {"axis": "depth", "rule": "nfd", "step": 1, "size": 4, "loss": loss, "first_stream": 0.0}
+        for loss in (1.0, float("inf"))
+    ]
+    with pytest.raises(SuiteError, match=r"diverged: under 'nfd' at depth 4 the loss is inf"):
+        fit_slopes(rows)

@@ -102,9 +102,13 @@ def test_the_same_generator_gives_the_same_net() -> None:
         ({"branch_input": "layernorm"}, "branch_input='layernorm'"),
         ({"readout_init": "zeros"}, "Did you mean 'zero'"),
         ({"depth": 0}, "depth=0"),
+        ({"base_depth": 0}, "base_depth=0"),
+        ({"base_width": 0}, "base_width=0"),
         ({"rule": "mupp"}, "unknown rule 'mupp'"),
     ],
 )
 def test_bad_arguments_are_named(argument: dict[str, object], message: str) -> None:
     with pytest.raises(SuiteError, match=message):
         ResidualMLP(6, 3, **argument)  # type: ignore[arg-type]
+    with pytest.raises(SuiteError, match=message):
+        ResidualConvNet(6, 3, **argument)  # type: ignore[arg-type]
