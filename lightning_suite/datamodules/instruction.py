@@ -30,6 +30,7 @@ from lightning_suite.datamodules.loading import (
 )
 from lightning_suite.datamodules.noise import Spoilt, plant_noise, write_noise
 from lightning_suite.errors import SuiteError, check_choice
+from lightning_suite.language.batching import token_budget_batches
 from lightning_suite.language.loading import load_tokenizer
 from lightning_suite.language.prompts import (
     IGNORED,
@@ -39,7 +40,6 @@ from lightning_suite.language.prompts import (
     choose_template,
     encode_answers,
 )
-from lightning_suite.resofilter.batching import token_budget_batches
 from lightning_suite.run_folder import RunFolder
 
 Batch = dict[str, Any]

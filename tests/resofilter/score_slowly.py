@@ -8,7 +8,7 @@ import time
 import torch
 from torch import nn
 
-from lightning_suite.resofilter.batching import token_budget_batches, unfinished
+from lightning_suite.language.batching import token_budget_batches, unfinished
 from lightning_suite.resofilter.features import make_features
 from lightning_suite.resofilter.probe import SampleProbe
 from lightning_suite.resofilter.store import ScoreStore, make_manifest

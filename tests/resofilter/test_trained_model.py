@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_suite.resofilter.batching import token_budget_batches
+from lightning_suite.language.batching import token_budget_batches
 from lightning_suite.resofilter.features import make_features
 from lightning_suite.resofilter.language_probe import probe_batches
 from lightning_suite.resofilter.ranking import spearman

@@ -29,7 +29,7 @@ from lightning_suite.cli.shaping import build
 from lightning_suite.datamodules.instruction import InstructionDataModule
 from lightning_suite.errors import MissingExtraError, SuiteError
 from lightning_suite.files import atomic_write, write_json
-from lightning_suite.resofilter.batching import token_budget_batches, unfinished
+from lightning_suite.language.batching import token_budget_batches, unfinished
 from lightning_suite.resofilter.features import make_features
 from lightning_suite.resofilter.store import (
     MERGED,

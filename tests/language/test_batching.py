@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_suite.resofilter.batching import token_budget_batches, unfinished
+from lightning_suite.language.batching import token_budget_batches, unfinished
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=60)
 
