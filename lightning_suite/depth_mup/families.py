@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 from torch.optim import Optimizer
 
 from lightning_suite.depth_mup.rules import FAMILIES, OptimizerFamily
@@ -40,8 +43,15 @@ _FAMILY_OF_CLASS: dict[str, OptimizerFamily] = {
 }
 
 
+def _step(cls: Any) -> object:
+    return inspect.unwrap(cls.step)  # torch wraps it in the first class that is instantiated
+
+
 def optimizer_family(optimizer: Optimizer) -> OptimizerFamily:
-    """Return the family of ``optimizer``, by the name of its class or of a base class.
+    """Return the family of ``optimizer``, by the name of its class.
+
+    A subclass of a known class belongs to it if it inherits ``step``; one with a ``step`` of its
+    own (LARS on top of SGD) may move the weights by any law.
 
     Args:
         optimizer: Any torch optimizer.
@@ -50,7 +60,7 @@ def optimizer_family(optimizer: Optimizer) -> OptimizerFamily:
         SuiteError: The class is of neither family, so that no factor would be right.
     """
     for cls in type(optimizer).__mro__:
-        if cls.__name__ in _FAMILY_OF_CLASS:
+        if cls.__name__ in _FAMILY_OF_CLASS and _step(cls) is _step(type(optimizer)):
             return _FAMILY_OF_CLASS[cls.__name__]
     known = {
         family: ", ".join(n for n, f in _FAMILY_OF_CLASS.items() if f == family)

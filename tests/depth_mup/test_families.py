@@ -30,6 +30,19 @@ def test_a_subclass_belongs_to_its_base_class() -> None:
     assert optimizer_family(Clipped(params(), lr=0.1)) == "adam"
 
 
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adam])
+def test_a_subclass_with_a_step_of_its_own_belongs_nowhere(
+    base: type[torch.optim.Optimizer],
+) -> None:
+    class LayerWise(base):  # type: ignore[valid-type, misc]
+        def step(self, closure: None = None) -> None:
+            super().step(closure)
+
+    for _ in range(2):  # the first one makes torch wrap `step`
+        with pytest.raises(SuiteError, match="LayerWise is of no family"):
+            optimizer_family(LayerWise(params(), lr=0.1))
+
+
 def test_lion_of_any_package_is_adam_like() -> None:
     class Lion(torch.optim.Optimizer):
         pass
