@@ -8,7 +8,7 @@ Vectors need no pattern: inside a block they are ``vector``, outside they follow
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning_suite.depth_mup.rules import Role
 
@@ -19,7 +19,8 @@ class Preset:
 
     Attributes:
         name: What the user calls it.
-        blocks: Matches the full module name of a residual block.
+        blocks: Matches the module name of a residual block, after the start of the name or a dot;
+            what stands before it names the network.
         marker: Matches, relative to a block, a parameter that tells this family from others with
             the same block names.
         inside: (pattern, role) of the matrices inside a block, matched at the start of the name
@@ -45,7 +46,7 @@ _OUTPUT: tuple[str, Role] = (_HEADS + r"\.", "output")
 
 RESIDUAL_NET = Preset(
     name="residual_net",
-    blocks=r"(?:.*\.)?blocks\.\d+",
+    blocks=r"blocks\.\d+",
     marker=r"last\.weight$",
     inside=((r"first\.", "hidden_first"), (r"last\.", "hidden_last")),
     outside=((r"embed\.", "input"), (r"final_norm\.", "final_norm"), (r"readout\.", "output")),
@@ -55,7 +56,7 @@ RESIDUAL_NET = Preset(
 
 LLAMA = Preset(  # Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma, SmolLM, OLMo …
     name="llama",
-    blocks=r"(?:.*\.)?layers\.\d+",
+    blocks=r"layers\.\d+",
     marker=r"mlp\.(?:up_proj|gate_up_proj)\.",
     inside=(
         (r"self_attn\.(?:[qkv]|qkv)_proj\.", "hidden_first"),
@@ -68,9 +69,26 @@ LLAMA = Preset(  # Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma, SmolLM, OLMo …
     readout=_HEADS,
 )
 
+# A norm at the end of a branch undoes whatever the matrix before it is multiplied with, so the norm
+# is the branch end. The names deceive: Llama's and GLM4's `post_attention_layernorm` stands before
+# the MLP, here it ends the attention's branch.
+BRANCH_NORM = replace(  # Gemma 2 and 3, OLMo 2 and 3, Exaone 4
+    LLAMA,
+    name="branch_norm",
+    marker=r"post_feedforward_layernorm\.",
+    branch_ends=r"post_attention_layernorm|post_feedforward_layernorm",
+)
+
+GLM4 = replace(
+    LLAMA,
+    name="glm4",
+    marker=r"post_mlp_layernorm\.",
+    branch_ends=r"post_self_attn_layernorm|post_mlp_layernorm",
+)
+
 GPT2 = Preset(
     name="gpt2",
-    blocks=r"(?:.*\.)?h\.\d+",
+    blocks=r"h\.\d+",
     marker=r"attn\.c_attn\.",
     inside=(
         (r"(?:attn|crossattention)\.(?:c_attn|q_attn)\.", "hidden_first"),
@@ -85,7 +103,7 @@ GPT2 = Preset(
 
 GPT_NEOX = Preset(  # GPT-NeoX, Pythia
     name="gpt_neox",
-    blocks=r"(?:.*\.)?layers\.\d+",
+    blocks=r"layers\.\d+",
     marker=r"attention\.query_key_value\.",
     inside=(
         (r"attention\.query_key_value\.", "hidden_first"),
@@ -105,7 +123,7 @@ GPT_NEOX = Preset(  # GPT-NeoX, Pythia
 
 OPT = Preset(
     name="opt",
-    blocks=r"(?:.*\.)?decoder\.layers\.\d+",
+    blocks=r"decoder\.layers\.\d+",
     marker=r"self_attn\.out_proj\.",
     inside=(
         (r"self_attn\.[qkv]_proj\.", "hidden_first"),
@@ -127,7 +145,7 @@ OPT = Preset(
 # post-norm: the roles are right, the theory says nothing about it.
 BERT = Preset(  # BERT, RoBERTa, ELECTRA, ViT and DeiT of transformers
     name="bert",
-    blocks=r"(?:.*\.)?(?:encoder\.layer|layers)\.\d+",
+    blocks=r"(?:encoder\.layer|layers)\.\d+",
     marker=r"attention\.(?:self|attention)\.query\.|attention\.q_proj\.",
     inside=(
         (r"attention\.(?:self|attention)\.(?:query|key|value)\.", "hidden_first"),
@@ -158,7 +176,7 @@ BERT = Preset(  # BERT, RoBERTa, ELECTRA, ViT and DeiT of transformers
 
 TIMM_VIT = Preset(  # timm's vision transformers
     name="timm_vit",
-    blocks=r"(?:.*\.)?blocks\.\d+",
+    blocks=r"blocks\.\d+",
     marker=r"attn\.qkv\.",
     inside=(
         (r"attn\.qkv\.", "hidden_first"),
@@ -186,7 +204,7 @@ _RESNET_OUTSIDE: tuple[tuple[str, Role], ...] = (
 # undone by the norm.
 RESNET_BOTTLENECK = Preset(  # torchvision and timm, three convolutions a block
     name="resnet_bottleneck",
-    blocks=r"(?:.*\.)?layer[1-4]\.\d+",
+    blocks=r"layer[1-4]\.\d+",
     marker=r"conv3\.",
     inside=(
         (r"conv[12]\.", "hidden_first"),
@@ -200,7 +218,7 @@ RESNET_BOTTLENECK = Preset(  # torchvision and timm, three convolutions a block
 
 RESNET_BASIC = Preset(  # torchvision and timm, two convolutions a block
     name="resnet_basic",
-    blocks=r"(?:.*\.)?layer[1-4]\.\d+",
+    blocks=r"layer[1-4]\.\d+",
     marker=r"conv2\.",
     inside=(
         (r"conv1\.", "hidden_first"),
@@ -219,7 +237,7 @@ _HF_RESNET_OUTSIDE: tuple[tuple[str, Role], ...] = (
 
 HF_RESNET_BOTTLENECK = Preset(  # ResNet of transformers, three convolutions a block
     name="hf_resnet_bottleneck",
-    blocks=r"(?:.*\.)?stages\.\d+\.layers\.\d+",
+    blocks=r"stages\.\d+\.layers\.\d+",
     marker=r"layer\.2\.convolution\.",
     inside=(
         (r"layer\.[01]\.convolution\.", "hidden_first"),
@@ -233,7 +251,7 @@ HF_RESNET_BOTTLENECK = Preset(  # ResNet of transformers, three convolutions a b
 
 HF_RESNET_BASIC = Preset(  # ResNet of transformers, two convolutions a block
     name="hf_resnet_basic",
-    blocks=r"(?:.*\.)?stages\.\d+\.layers\.\d+",
+    blocks=r"stages\.\d+\.layers\.\d+",
     marker=r"layer\.1\.convolution\.",
     inside=(
         (r"layer\.0\.convolution\.", "hidden_first"),
@@ -250,6 +268,8 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         RESIDUAL_NET,
+        BRANCH_NORM,
+        GLM4,
         LLAMA,
         GPT2,
         GPT_NEOX,

@@ -48,6 +48,9 @@ def reinitialize(
         id(getattr(modules[n], "weight", None)) for n in modules if _is_readout(n, role_map)
     }
     for name, parameter in model.named_parameters():
+        role = role_map.roles.get(clean_name(name))
+        if role is None:
+            continue
         if parameter.is_meta:
             raise SuiteError(
                 f"{name!r} has no storage yet (meta device): it cannot be initialised."
@@ -57,7 +60,6 @@ def reinitialize(
                 f"{name!r} is an adapter, which belongs to pretrained weights: leave reinit out."
             )
         owner = modules[name.rpartition(".")[0]]
-        role = role_map.roles[clean_name(name)]
         if role in _VECTORS or parameter.ndim < 2:
             if name.endswith("bias"):
                 parameter.zero_()

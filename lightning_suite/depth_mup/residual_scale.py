@@ -184,7 +184,9 @@ def _tied_readout(model: nn.Module, role_map: RoleMap) -> str | None:
     """Return the name of a readout whose weight is the embedding's, or None."""
     modules = _modules(model)
     inputs = {
-        id(p) for name, p in model.named_parameters() if role_map.roles[clean_name(name)] == "input"
+        id(p)
+        for name, p in model.named_parameters()
+        if role_map.roles.get(clean_name(name)) == "input"
     }
     return next(
         (
@@ -276,7 +278,7 @@ def fold_residual_scale(
 
     Raises:
         SuiteError: The readout shares its weight with the embedding, or a branch end or readout
-            computes its output from anything but one weight and one bias.
+            computes its output from anything but one weight and one bias, or is Gemma's norm.
     """
     modules = _modules(model)
     tied = _tied_readout(model, role_map)
@@ -295,6 +297,11 @@ def fold_residual_scale(
                 f"{name!r} has the parameters {sorted(found)}; only a module with one weight and "
                 "at most one bias can take up a multiplier. Merge adapters first "
                 "(merge_and_unload)."
+            )
+        if type(modules[name]).__name__.startswith("Gemma"):
+            raise SuiteError(
+                f"{name!r} ({type(modules[name]).__name__}) multiplies by 1 + weight, which cannot "
+                "take up a multiplier. Keep the hooks."
             )
     for name, factor, parameters in targets:
         for parameter in parameters:

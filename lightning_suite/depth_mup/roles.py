@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lightning_suite.depth_mup.networks import Network, find_network
 from lightning_suite.depth_mup.parametrization import Parametrization
-from lightning_suite.depth_mup.presets import PRESETS, Preset
+from lightning_suite.depth_mup.presets import PRESETS
 from lightning_suite.depth_mup.rules import (
     OptimizerFamily,
     Role,
@@ -26,8 +27,10 @@ from lightning_suite.module_names import clean_name
 # What PEFT inserts between a wrapped module's name and the name of a parameter.
 _ADAPTERS = re.compile(
     r"\.(?:base_layer|original_module|modules_to_save\.[^.]+"
-    r"|lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\.[^.]+)(?=\.|$)"
+    r"|lora_(?:A|B|magnitude_vector)\.[^.]+)(?=\.|$)"
 )
+# These stand for the weight itself.
+_EMBEDDING_ADAPTERS = re.compile(r"\.lora_embedding_[AB]\.[^.]+$")
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,13 @@ class RoleMap:
     Attributes:
         preset: Name of the preset that was used, or ``"patterns"``.
         blocks: Module names of the residual blocks, in order; their number is L.
-        roles: Parameter name (see :func:`clean_name`) to role; every parameter, frozen ones too.
+        roles: Parameter name (see :func:`clean_name`) to role. Frozen parameters have roles too,
+            but those outside the blocks that no name gives a role to, and those of other networks
+            (a frozen copy, a teacher) that no pattern of the user names, are left out.
         branch_ends: Names of the modules whose output is added to the stream.
         readouts: Names of the modules that make the logits; empty for a headless model.
-        width: n: the size of the final norm, else the readout's number of inputs, else None.
+        width: n: the size of the final norm, else of the last block's output, else the readout's
+            number of inputs, else None.
     """
 
     preset: str
@@ -58,72 +64,12 @@ class RoleMap:
 
 def _wrapped_name(name: str) -> str:
     """Return the name that an adapter's parameter would have without the adapter."""
-    return _ADAPTERS.sub("", name)
+    return _ADAPTERS.sub("", _EMBEDDING_ADAPTERS.sub(".weight", name))
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
     """Modules by clean name; the innermost of several that a wrapper gives the same name."""
     return {clean_name(f"{name}.").rstrip("."): module for name, module in model.named_modules()}
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-
-
-def _find_container(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
-    """Return the children of the longest list of same-type blocks, outermost first on a tie."""
-    best: tuple[str, ...] = ()
-    for name, module in modules.items():
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < 2:
-            continue
-        children = list(module.named_children())
-        same = len({type(child) for _, child in children}) == 1
-        deep = all(any(True for _ in child.children()) for _, child in children)
-        weighty = all(any(True for _ in child.parameters()) for _, child in children)
-        if same and deep and weighty and len(children) > len(best):
-            best = tuple(f"{name}.{child}".lstrip(".") for child, _ in children)
-    return best
-
-
-def _blocks_at(container: str, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
-    """Return the blocks inside ``container``, the value of the user's ``blocks``."""
-    hits = [name for name in modules if name == container or name.endswith(f".{container}")]
-    if not hits:
-        lists = [n for n, m in modules.items() if isinstance(m, (nn.ModuleList, nn.Sequential))]
-        raise SuiteError(
-            f"blocks={container!r}: the model has no such module."
-            f"{did_you_mean(container, modules)} Lists of modules in it: "
-            f"{', '.join(lists) or 'none'}."
-        )
-    name = hits[0]
-    blocks = tuple(f"{name}.{child}".lstrip(".") for child, _ in modules[name].named_children())
-    if not blocks:
-        raise SuiteError(f"blocks={container!r}: the module {name!r} has no children.")
-    return blocks
-
-
-def _innermost(blocks: Iterable[str]) -> tuple[str, ...]:
-    """Sort by number and keep only those that contain no other."""
-    names = sorted(blocks, key=_natural)
-    return tuple(name for name in names if not any(other.startswith(f"{name}.") for other in names))
-
-
-def _matching_preset(
-    modules: Mapping[str, nn.Module], names: Iterable[str], candidates: Iterable[Preset]
-) -> tuple[Preset, tuple[str, ...]] | None:
-    names = [_wrapped_name(name) for name in names]
-    for preset in candidates:
-        pattern = re.compile(preset.blocks)
-        marker = re.compile(preset.marker)
-        blocks = _innermost(name for name in modules if pattern.fullmatch(name))
-        if any(
-            marker.match(name[len(block) + 1 :])
-            for block in blocks
-            for name in names
-            if name.startswith(f"{block}.")
-        ):
-            return preset, blocks
-    return None
 
 
 def _role_inside(name: str, ndim: int, patterns: Iterable[tuple[str, Role]]) -> Role | None:
@@ -153,13 +99,14 @@ _ROLE_OF_VECTOR: dict[Role, Role] = {
 }
 
 
-def _refuse(unassigned: list[str], preset: str) -> SuiteError:
+def _refuse(unassigned: list[str], preset: str, inside: bool) -> SuiteError:
     listed = "\n  ".join(unassigned)
     example = re.sub(r"\d+", r"\\d+", unassigned[0].replace(".", r"\."))
+    role = "hidden_last" if inside else "input"
     return SuiteError(
         f"{len(unassigned)} parameter(s) have no role (preset: {preset}):\n  {listed}\n"
         "Give each one with patterns (regular expression: role), for example "
-        f"patterns={{{example!r}: 'hidden_last'}}. In a residual block, 'hidden_last' is the "
+        f"patterns={{{example!r}: {role!r}}}. In a residual block, 'hidden_last' is the "
         "matrix whose output is added to the stream, 'hidden_first' every other matrix, 'vector' "
         "biases and gains; outside, 'input' is the embedding, 'final_norm' the last norm and "
         "'output' the readout."
@@ -179,7 +126,8 @@ def assign_roles(
         model: Any module; the residual network may sit anywhere in it.
         blocks: Name of the list that holds the residual blocks, for example ``"model.layers"``.
             Default: the preset's, else the longest ``ModuleList`` or ``Sequential`` of blocks of
-            one type.
+            one type; of several networks the one that is not entirely frozen. Parameters of the
+            others need a role in ``patterns`` unless they are frozen.
         preset: Name of a preset, ``"auto"`` to choose it by the names, or ``"none"``.
         patterns: Regular expression, searched in the parameter's full name, to role. They come
             before the preset's. A bias that the pattern of a matrix catches is a vector. A module
@@ -189,8 +137,9 @@ def assign_roles(
         The roles, the blocks, and where branches end.
 
     Raises:
-        SuiteError: No blocks were found, a parameter has no role (all are listed), or an argument
-            names a preset, role or module that does not exist.
+        SuiteError: No blocks were found or those of several trained networks, a parameter has no
+            role (all are listed), blocks of one type differ in their roles, some blocks have no
+            branch end, or an argument names a preset, role or module that does not exist.
 
     Example:
         >>> from lightning_suite.depth_mup.models import ResidualMLP
@@ -198,7 +147,7 @@ def assign_roles(
         >>> role_map.depth, role_map.roles["blocks.0.first.weight"]
         (3, 'hidden_first')
     """
-    own = {pattern: check_role(role) for pattern, role in (patterns or {}).items()}
+    own = {_check_pattern(pattern): check_role(role) for pattern, role in (patterns or {}).items()}
     if preset not in ("auto", "none", *PRESETS):
         raise SuiteError(
             f"unknown preset {preset!r}.{did_you_mean(preset, PRESETS)} The presets are: auto, "
@@ -210,20 +159,21 @@ def assign_roles(
     candidates = {"auto": list(PRESETS.values()), "none": []}.get(preset) or (
         [PRESETS[preset]] if preset in PRESETS else []
     )
-    found = _matching_preset(modules, parameters, candidates)
-    if found is None and preset in PRESETS:
+    # A matrix with a trained adapter counts as trained.
+    plain = {_wrapped_name(name): p for name, p in parameters.items() if not p.requires_grad}
+    plain |= {_wrapped_name(name): p for name, p in parameters.items() if p.requires_grad}
+    network = find_network(modules, plain, candidates, blocks)
+    if preset in PRESETS and (network is None or network.preset is None):
         raise SuiteError(
             f"preset={preset!r} does not fit: the model has no block named like "
             f"'{PRESETS[preset].blocks}'. Use preset='auto', or patterns."
         )
-    chosen = found[0] if found else None
-    names = _blocks_at(blocks, modules) if blocks else found[1] if found else ()
-    names = names or _find_container(modules)
-    if not names:
+    if network is None:
         raise SuiteError(
             "no residual blocks were found: the model has no ModuleList or Sequential of two or "
             "more blocks of one type. Name the list that holds them with blocks='…'."
         )
+    chosen, names = network.preset, network.blocks
 
     roles: dict[str, Role] = {}
     unassigned: list[str] = []
@@ -233,27 +183,57 @@ def assign_roles(
         role = next((role for pattern, role in own.items() if re.search(pattern, full)), None)
         if role is not None and parameter.ndim < 2:
             role = _ROLE_OF_VECTOR.get(role, role)
+        foreign = not network.holds(name)
         if role is None and block is not None:
             inside = chosen.inside if chosen else ()
             role = _role_inside(name[len(block) + 1 :], parameter.ndim, inside)
-        elif role is None and chosen is not None:
+        elif role is None and chosen is not None and not foreign:
             role = _role_outside(name, parameter.ndim, chosen.outside)
-        if role is None:
-            unassigned.append(full)
-        else:
+        if role is not None:
             roles[full] = role
+        elif block is not None or parameter.requires_grad:
+            unassigned.append(full)
     if unassigned:
-        raise _refuse(unassigned, chosen.name if chosen else "none")
+        inside_block = unassigned[0].startswith(tuple(f"{b}." for b in names))
+        raise _refuse(unassigned, chosen.name if chosen else "none", inside_block)
+    _check_equal_blocks(modules, roles, names)
 
-    readouts = _readouts(modules, roles, chosen)
+    readouts = _readouts(modules, roles, network)
     return RoleMap(
         preset=chosen.name if chosen else "patterns",
         blocks=names,
         roles=roles,
-        branch_ends=_branch_ends(modules, names, roles, chosen, own),
+        branch_ends=_branch_ends(modules, roles, network, own),
         readouts=readouts,
         width=_width(modules, parameters, roles, names, readouts),
     )
+
+
+def _check_pattern(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise SuiteError(
+            f"patterns: {pattern!r} is no regular expression: {error}. A dot in a name is written "
+            r"'\.', any number '\d+'."
+        ) from error
+    return pattern
+
+
+def _check_equal_blocks(
+    modules: Mapping[str, nn.Module], roles: Mapping[str, Role], blocks: tuple[str, ...]
+) -> None:
+    """Refuse a parameter whose role differs from that of its like in another block."""
+    first: dict[tuple[type, str], str] = {}
+    for block in blocks:
+        for name in (name for name in roles if name.startswith(f"{block}.")):
+            like = first.setdefault((type(modules[block]), name[len(block) + 1 :]), name)
+            if roles[like] != roles[name]:
+                raise SuiteError(
+                    f"blocks of one type must have the same roles, and {like!r} is "
+                    f"{roles[like]!r} but {name!r} is {roles[name]!r}. Let the pattern match the "
+                    r"number of any block ('\d+')."
+                )
 
 
 def _owner(parameter: str) -> str:
@@ -262,12 +242,12 @@ def _owner(parameter: str) -> str:
 
 def _branch_ends(
     modules: Mapping[str, nn.Module],
-    blocks: tuple[str, ...],
     roles: Mapping[str, Role],
-    preset: Preset | None,
+    network: Network,
     own: Mapping[str, Role],
 ) -> tuple[str, ...]:
     ends: dict[str, None] = {}
+    blocks, preset = network.blocks, network.preset
     for block in blocks:
         for name in modules:
             inside = name[len(block) + 1 :] if name.startswith(f"{block}.") else ""
@@ -275,22 +255,29 @@ def _branch_ends(
                 ends[name] = None
     for name, role in roles.items():
         by_user = any(re.search(pattern, name) for pattern in own)
-        if role == "hidden_last" and (by_user or preset is None) and _owner(name) in modules:
-            ends[_owner(name)] = None
+        if role == "hidden_last" and (by_user or preset is None) and network.holds(name):
+            ends |= {_owner(name): None} if _owner(name) in modules else {}
+    without = [b for b in blocks if not any(end.startswith(f"{b}.") for end in ends)]
+    if ends and without:
+        raise SuiteError(
+            f"the blocks {', '.join(without)} have no branch end, and the others have: the "
+            "residual multiplier would reach only some of them. Name the last matrix of each "
+            "branch with patterns={'…': 'hidden_last'}."
+        )
     return tuple(ends)
 
 
 def _readouts(
-    modules: Mapping[str, nn.Module], roles: Mapping[str, Role], preset: Preset | None
+    modules: Mapping[str, nn.Module], roles: Mapping[str, Role], network: Network
 ) -> tuple[str, ...]:
     found = dict.fromkeys(_owner(name) for name, role in roles.items() if role == "output")
-    if preset:  # a readout that is tied to the embedding owns no parameter of its own
-        pattern = re.compile(rf"(?:.*\.)?{preset.readout}")
+    if network.preset:  # a readout that is tied to the embedding owns no parameter of its own
+        pattern = re.compile(rf"(?:.*\.)?{network.preset.readout}")
         for name, module in modules.items():
             weight = getattr(module, "weight", None)
             if pattern.fullmatch(name) and getattr(weight, "ndim", 0) >= 2:
                 found[name] = None
-    return tuple(name for name in found if name in modules)
+    return tuple(name for name in found if name in modules and network.holds(name))
 
 
 def _width(
@@ -300,7 +287,7 @@ def _width(
     blocks: tuple[str, ...],
     readouts: tuple[str, ...],
 ) -> int | None:
-    # The final norm comes first: a readout may see a projection of the stream (OPT-350M).
+    # The readout comes last: it may see a projection of the stream (OPT-350M, which has no norm).
     norms = [
         name
         for name, role in roles.items()
@@ -308,6 +295,14 @@ def _width(
     ]
     if norms:
         return parameters[norms[-1]].numel()
+    last = [
+        n for n, role in roles.items() if role == "hidden_last" and n.startswith(f"{blocks[-1]}.")
+    ]
+    for name in last:
+        for attribute in ("out_features", "out_channels", "nf"):  # nf: GPT-2's Conv1D
+            size = getattr(modules.get(_owner(name)), attribute, None)
+            if isinstance(size, int):
+                return size
     features = [getattr(modules[name], "in_features", None) for name in readouts]
     return next((n for n in features if isinstance(n, int)), None)
 

@@ -111,6 +111,15 @@ _TEXT = {
     "vocab_size": 50,
 }
 
+_GROUPED = {**_TEXT, "num_key_value_heads": 2, "pad_token_id": 0}
+_IMAGE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 8,
+}
+
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "residual_mlp": lambda: ResidualMLP(12, 5, width=16, depth=3, branch_input="norm", bias=True),
     "residual_mlp_one_matrix": lambda: ResidualMLP(12, 5, width=16, depth=3, block_depth=1),
@@ -120,6 +129,13 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
         _LM, "Qwen2Config", **_TEXT, num_key_value_heads=2, tie_word_embeddings=True
     ),
     "mistral": _transformers(_LM, "MistralConfig", **_TEXT, num_key_value_heads=2),
+    "gemma": _transformers(_LM, "GemmaConfig", **_GROUPED, head_dim=8),
+    "gemma2": _transformers(_LM, "Gemma2Config", **_GROUPED, head_dim=8),
+    "gemma3": _transformers(_LM, "Gemma3TextConfig", **_GROUPED, head_dim=8),
+    "olmo2": _transformers(_LM, "Olmo2Config", **_GROUPED),
+    "olmo3": _transformers(_LM, "Olmo3Config", **_GROUPED),
+    "exaone4": _transformers(_LM, "Exaone4Config", **_GROUPED),
+    "glm4": _transformers(_LM, "Glm4Config", **_GROUPED, head_dim=8),
     "gpt2": _transformers(_LM, "GPT2Config", n_embd=32, n_layer=3, n_head=4, vocab_size=50),
     "gpt_neox": _transformers(_LM, "GPTNeoXConfig", **_TEXT),
     "opt": _transformers(
@@ -132,17 +148,21 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
         vocab_size=50,
         word_embed_proj_dim=16,
     ),
+    "opt_without_final_norm": _transformers(
+        _LM,
+        "OPTConfig",
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        vocab_size=50,
+        word_embed_proj_dim=16,
+        do_layer_norm_before=False,
+    ),
     "bert_masked_lm": _transformers("AutoModelForMaskedLM", "BertConfig", **_TEXT),
     "bert_classifier": _transformers("AutoModelForSequenceClassification", "BertConfig", **_TEXT),
     "vit": _transformers(
-        "AutoModelForImageClassification",
-        "ViTConfig",
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=16,
-        patch_size=8,
+        "AutoModelForImageClassification", "ViTConfig", **_IMAGE, intermediate_size=48
     ),
     "vit_timm": TimmViT,
     "resnet_basic": lambda: TorchvisionResNet(bottleneck=False),
@@ -162,4 +182,39 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
         hidden_sizes=[8, 16],
         depths=[2, 3],
     ),
+}
+
+# Whose branches come from the names of a preset; as above, or with a preset's names by chance.
+TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
+    **{
+        name: ARCHITECTURES[name]
+        for name in (
+            *("llama", "qwen2", "mistral", "gemma", "gemma2", "gemma3", "olmo2", "olmo3"),
+            *("exaone4", "glm4", "gpt2", "gpt_neox", "opt", "vit"),
+        )
+    },
+    "qwen3": _transformers(_LM, "Qwen3Config", **_GROUPED, head_dim=8),
+    "phi3": _transformers(_LM, "Phi3Config", **_GROUPED),
+    "olmo": _transformers(_LM, "OlmoConfig", **_GROUPED),
+    "glm": _transformers(_LM, "GlmConfig", **_GROUPED, head_dim=8),
+    "granite": _transformers(_LM, "GraniteConfig", **_GROUPED),
+    "cohere": _transformers(_LM, "CohereConfig", **_GROUPED),
+    "cohere2": _transformers(_LM, "Cohere2Config", **_GROUPED),
+    "stablelm": _transformers(_LM, "StableLmConfig", **_GROUPED),
+    "smollm3": _transformers(_LM, "SmolLM3Config", **_GROUPED),
+    "helium": _transformers(_LM, "HeliumConfig", **_GROUPED, head_dim=8),
+    "seed_oss": _transformers(_LM, "SeedOssConfig", **_GROUPED, head_dim=8),
+    "arcee": _transformers(_LM, "ArceeConfig", **_GROUPED),
+    "apertus": _transformers(_LM, "ApertusConfig", **_GROUPED),
+    "ernie4_5": _transformers(_LM, "Ernie4_5Config", **_GROUPED),
+    "hunyuan": _transformers(_LM, "HunYuanDenseV1Config", **_GROUPED, head_dim=8),
+    "bitnet": _transformers(_LM, "BitNetConfig", **_GROUPED),
+    "diffllama": _transformers(_LM, "DiffLlamaConfig", **_GROUPED),
+    "bigcode": _transformers(
+        _LM, "GPTBigCodeConfig", n_embd=32, n_layer=3, n_head=4, vocab_size=50
+    ),
+    "beit": _transformers(
+        "AutoModelForImageClassification", "BeitConfig", **_IMAGE, intermediate_size=48
+    ),
+    "dinov2": _transformers("AutoModelForImageClassification", "Dinov2Config", **_IMAGE),
 }

@@ -6,16 +6,20 @@ Adam factor of ``nfd`` at four times the width and sixteen times the depth.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
-from architectures import ARCHITECTURES
-from torch import nn
+import torch
+from architectures import ARCHITECTURES, TRANSFORMERS, TorchvisionResNet
+from torch import Tensor, nn
 
 from lightning_suite.depth_mup.models import ResidualMLP
 from lightning_suite.depth_mup.parametrization import Parametrization
+from lightning_suite.depth_mup.residual_scale import attach_residual_scale, fold_residual_scale
 from lightning_suite.depth_mup.roles import assign_roles, format_table
 from lightning_suite.errors import SuiteError
 from lightning_suite.module_names import clean_name
@@ -46,6 +50,120 @@ def test_every_parameter_has_exactly_one_role(name: str) -> None:
     assert list(assign_roles(model).roles) == [n for n, _ in model.named_parameters()]
 
 
+def branch_size(model: nn.Module, c: float) -> float:
+    """Return RMS(block(h) - h) of the first block, with every branch end multiplied by c."""
+    role_map = assign_roles(model)
+    sizes: list[float] = []
+
+    def measure(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        h: Tensor = args[0] if args else kwargs["hidden_states"]
+        out: Tensor = output[0] if isinstance(output, tuple) else output
+        sizes.append((out - h).square().mean().sqrt().item())
+
+    handles = attach_residual_scale(model, role_map, c)
+    block = model.get_submodule(role_map.blocks[0])
+    handles.append(block.register_forward_hook(measure, with_kwargs=True))
+    torch.manual_seed(0)
+    images = hasattr(model.config, "image_size")
+    with torch.no_grad():
+        model(torch.randn(2, 3, 16, 16) if images else torch.randint(5, 50, (2, 6)))
+    for handle in handles:
+        handle.remove()
+    return sizes[0]
+
+
+# Not BERT: its stream itself is normalised after every branch, block(h) - h is no branch there.
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_branch_ends_are_what_is_added_to_the_stream(name: str) -> None:
+    torch.manual_seed(0)
+    model = TRANSFORMERS[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, parameter[0].numel() ** -0.5)
+    # not exact: the second branch of the block sees another stream
+    assert branch_size(model, 0.01) / branch_size(model, 1.0) == pytest.approx(0.01, rel=0.3)
+
+
+def test_gemmas_norm_cannot_be_folded() -> None:
+    model = ARCHITECTURES["gemma2"]()
+    with pytest.raises(SuiteError, match=r"Gemma2RMSNorm.*1 \+ weight"):
+        fold_residual_scale(model, assign_roles(model), 0.5)
+
+
+def mlp(depth: int) -> ResidualMLP:
+    return ResidualMLP(8, 3, width=16, depth=depth)
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@pytest.mark.parametrize("first", ["net", "ema"])
+def test_a_frozen_copy_or_teacher_is_no_part_of_the_network(first: str) -> None:
+    net = mlp(4)
+    parts = {"net": net, "ema": frozen(net), "teacher": frozen(ARCHITECTURES["llama"]())}
+    order = sorted(parts, key=lambda name: name != first)
+    found = assign_roles(nn.ModuleDict({name: parts[name] for name in order}))
+    assert found.blocks == tuple(f"net.blocks.{i}" for i in range(4))
+    assert {name.partition(".")[0] for name in found.roles} == {"net"}
+    assert (found.readouts, found.width) == (("net.readout",), 16)
+    assert found.branch_ends == tuple(f"net.blocks.{i}.last" for i in range(4))
+
+
+def test_a_copy_inside_the_network_itself_is_found_too() -> None:
+    net = mlp(3)
+    net.add_module("ema", frozen(net))
+    assert assign_roles(net).roles == assign_roles(mlp(3)).roles
+
+
+def test_a_network_with_adapters_is_trained_though_its_weights_are_frozen() -> None:
+    llama = ARCHITECTURES["llama"]
+    student = peft.get_peft_model(llama(), peft.LoraConfig(target_modules=["q_proj"]))
+    found = assign_roles(nn.ModuleDict({"teacher": frozen(llama()), "student": student}))
+    assert found.depth == 3
+    assert all(name.startswith("student.") for name in (*found.roles, *found.blocks))
+
+
+def test_one_frozen_network_alone_is_the_network() -> None:
+    net = mlp(3).requires_grad_(False)
+    assert assign_roles(net).roles == assign_roles(mlp(3)).roles
+
+
+def test_two_trained_networks_are_refused_until_one_is_named() -> None:
+    gan = nn.ModuleDict({"generator": mlp(2), "critic": mlp(3)})
+    with pytest.raises(SuiteError, match=r"(?s)2 networks.*blocks='critic.blocks': 3 blocks"):
+        assign_roles(gan)
+    with pytest.raises(SuiteError, match=r"(?s)have no role.*critic.blocks.2.last.weight"):
+        assign_roles(gan, blocks="generator.blocks")
+    found = assign_roles(gan, blocks="generator.blocks", patterns={r"^critic\.": "input"})
+    assert (found.depth, found.readouts) == (2, ("generator.readout",))
+    assert found.branch_ends == ("generator.blocks.0.last", "generator.blocks.1.last")
+    with pytest.raises(SuiteError, match="may be any of generator.blocks, critic.blocks"):
+        assign_roles(gan, blocks="blocks")
+
+
+def test_stages_are_one_network() -> None:
+    resnet = TorchvisionResNet(bottleneck=False)
+    pair = nn.ModuleDict({"left": resnet, "right": copy.deepcopy(resnet)})
+    with pytest.raises(SuiteError, match=r"(?s)2 networks.*blocks='right': 6 blocks"):
+        assign_roles(pair)
+    found = assign_roles(pair, blocks="left", patterns={r"^right\.": "input"})
+    assert (found.depth, found.readouts) == (6, ("left.fc",))
+    # a stage alone: the convolutions of the others are no stem
+    with pytest.raises(SuiteError, match="layer2.0.conv1.weight"):
+        assign_roles(resnet, blocks="layer1")
+
+
+def test_frozen_parameters_outside_the_blocks_need_no_role() -> None:
+    features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    both = nn.ModuleDict({"net": mlp(2), "perceptual": features})
+    with pytest.raises(SuiteError, match="perceptual.0.weight"):
+        assign_roles(both)
+    features.requires_grad_(False)
+    assert set(assign_roles(both).roles) == {f"net.{n}" for n, _ in both["net"].named_parameters()}
+
+
 def test_roles_do_not_depend_on_where_the_model_sits() -> None:
     net = ResidualMLP(4, 2, width=8, depth=2)
     wrapped = nn.ModuleDict({"student": nn.ModuleDict({"net": net})})
@@ -68,6 +186,12 @@ def test_lora_takes_the_role_of_the_wrapped_matrix() -> None:
     down = {role for name, role in roles.items() if "down_proj" in name}
     assert (q, down) == ({"hidden_first"}, {"hidden_last"})
     assert sum("lora_" in name for name in roles) == 3 * 2 * 2
+
+
+def test_lora_on_the_embedding_is_input() -> None:
+    config = peft.LoraConfig(target_modules=["embed_tokens"])
+    roles = assign_roles(peft.get_peft_model(ARCHITECTURES["llama"](), config)).roles
+    assert [role for name, role in roles.items() if "lora_embedding_" in name] == ["input"] * 2
 
 
 class Branch(nn.Module):
@@ -111,8 +235,44 @@ def test_a_parameter_without_a_role_is_refused_with_all_names() -> None:
         assign_roles(own_model(), patterns=some)
     message = str(error.value)
     assert "4 parameter(s) have no role" in message
-    for name in ("stem.weight", "trunk.0.down.weight", "trunk.2.down.weight", "patterns="):
+    for name in ("stem.weight", "trunk.0.down.weight", "trunk.2.down.weight"):
         assert name in message
+    assert r"patterns={'stem\\.weight': 'input'}" in message
+
+
+def test_the_example_of_a_refusal_fits_where_the_parameter_stands() -> None:
+    some = {k: v for k, v in PATTERNS.items() if k != r"\.down\.weight"}
+    with pytest.raises(SuiteError, match="patterns={.*trunk.*: 'hidden_last'}"):
+        assign_roles(own_model(), patterns=some)
+
+
+def test_a_frozen_copy_of_ones_own_model_is_left_out() -> None:
+    net = own_model()
+    found = assign_roles(nn.ModuleDict({"ema": frozen(net), "net": net}), patterns=PATTERNS)
+    assert found.blocks == ("net.trunk.0", "net.trunk.1", "net.trunk.2")
+    assert found.branch_ends == tuple(f"net.trunk.{i}.down" for i in range(3))
+    assert found.readouts == ("net.top",)
+
+
+def test_blocks_of_one_type_must_be_treated_alike() -> None:
+    first_only = {r"trunk\.0\.up\.": "hidden_last"}
+    with pytest.raises(SuiteError, match=r"'trunk.0.up.weight' is 'hidden_last'.*'trunk.1.up"):
+        assign_roles(own_model(), patterns={**first_only, **PATTERNS})  # type: ignore[dict-item]
+
+
+def test_every_block_ends_in_a_branch_end() -> None:
+    model = own_model()
+    trunk = model.get_submodule("trunk")
+    assert isinstance(trunk, nn.ModuleList)
+    trunk.append(nn.Sequential(nn.Linear(8, 8)))
+    patterns = {**PATTERNS, r"trunk\.3\.0\.": "hidden_first"}
+    with pytest.raises(SuiteError, match="the blocks trunk.3 have no branch end"):
+        assign_roles(model, blocks="trunk", patterns=patterns)  # type: ignore[arg-type]
+
+
+def test_a_bad_regular_expression_is_named() -> None:
+    with pytest.raises(SuiteError, match=r"'trunk\.\(' is no regular expression: missing \)"):
+        assign_roles(own_model(), patterns={"trunk.(": "input"})
 
 
 def test_a_model_without_blocks_is_refused() -> None:
