@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 from lightning_suite.depth_mup.param_groups import (
     ParamGroup,
     Plan,
+    RateGuard,
     check_already_split,
-    guard_groups,
     is_split,
     split_groups,
 )
@@ -57,23 +57,30 @@ class AppliedFactors:
         schedulers = list(schedulers)
         odd = [s for s in schedulers if not is_proportional(s)]
         if is_split(optimizer):  # by an earlier fit; the factors are in the groups already
+            if odd or apply == "step":
+                raise SuiteError(
+                    "the optimizer's groups were split and scaled by an earlier fit with "
+                    "apply='groups', and this fit needs apply='step'. Let configure_optimizers "
+                    "return a new optimizer, or say apply='step' in both fits."
+                )
             check_already_split(optimizer, make_plan(optimizer.param_groups))
             parents = [group["lr_parent"] for group in optimizer.param_groups]
-            self.mode, self._hooks = "groups", guard_groups(optimizer, parents)
+            self.mode, self._hooks = "groups", RateGuard(optimizer, parents, schedulers)
         elif apply == "step" or (apply == "auto" and odd):
             self._scaled_step = ScaledStep(optimizer, make_plan)
             self.mode, self._hooks = "step", self._scaled_step
         elif odd:
             raise SuiteError(
                 f"apply='groups' cannot scale {type(odd[0]).__name__}: its schedule is not known "
-                "to be proportional to the base learning rate (a floor such as eta_min > 0, or a "
-                "class of your own). Use apply='step' or apply='auto'."
+                "to be proportional to the base learning rate (a floor such as eta_min > 0, a "
+                "threshold such as ReduceLROnPlateau's eps > 0, or a class of your own). Use "
+                "apply='step' or apply='auto'."
             )
         else:
             parents = split_groups(optimizer, make_plan(optimizer.param_groups))
             factors = [group["lr_factor"] for group in optimizer.param_groups]
             rescale_schedulers(schedulers, parents, factors)
-            self.mode, self._hooks = "groups", guard_groups(optimizer, parents)
+            self.mode, self._hooks = "groups", RateGuard(optimizer, parents, schedulers)
 
     def effective_lrs(self) -> dict[str, float]:
         """Return group name (``depth_mup/hidden_first``) to the learning rate of the next step."""

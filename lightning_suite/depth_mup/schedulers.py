@@ -27,13 +27,15 @@ _PROPORTIONAL = {
     torch_schedulers.PolynomialLR,
     torch_schedulers.OneCycleLR,
     torch_schedulers.CyclicLR,
-    torch_schedulers.ReduceLROnPlateau,
 }
 # Proportional unless their floor, one number for all groups, is above zero.
 _WITH_FLOOR = {
     torch_schedulers.CosineAnnealingLR,
     torch_schedulers.CosineAnnealingWarmRestarts,
 }
+# Proportional unless it skips reductions that are smaller than its eps, one number for all groups:
+# a group with a small factor would stop falling before the others.
+_WITH_THRESHOLD = {torch_schedulers.ReduceLROnPlateau}
 _NESTED = {torch_schedulers.SequentialLR, torch_schedulers.ChainedScheduler}
 
 _LR_LISTS = ("base_lrs", "_last_lr", "min_lrs", "max_lrs")
@@ -43,13 +45,16 @@ _OTHER_LISTS = ("lr_lambdas", "base_momentums", "max_momentums")
 def is_proportional(scheduler: Any) -> bool:
     """Whether scaling the numbers that ``scheduler`` remembers scales its whole schedule.
 
-    False for a cosine with ``eta_min > 0`` and for every class that is not torch's own.
+    False for a cosine with ``eta_min > 0``, for a plateau schedule with ``eps > 0`` (torch's
+    default) and for every class that is not torch's own.
     """
     cls = type(scheduler)
     if cls in _NESTED:
         return all(is_proportional(inner) for inner in scheduler._schedulers)
     if cls in _WITH_FLOOR:
         return bool(scheduler.eta_min == 0)
+    if cls in _WITH_THRESHOLD:
+        return bool(scheduler.eps == 0)
     return cls in _PROPORTIONAL
 
 

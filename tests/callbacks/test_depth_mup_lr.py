@@ -447,6 +447,36 @@ def test_second_fit_with_other_factors_on_the_same_optimizer_is_refused() -> Non
         quiet_trainer([foreign_callback(base_depth=2)]).fit(module, Batches())
 
 
+def test_second_fit_in_steps_on_an_optimizer_that_was_split_is_refused() -> None:
+    module = ForeignModule()
+    optimizer = module.configure_optimizers()
+    module.configure_optimizers = lambda: optimizer  # type: ignore[method-assign]
+    quiet_trainer([foreign_callback(base_depth=1)]).fit(module, Batches())
+    with pytest.raises(SuiteError, match=r"by an earlier fit.*this fit needs apply='step'"):
+        quiet_trainer([foreign_callback(base_depth=1, apply="step")]).fit(module, Batches())
+
+
+def test_a_plateau_schedule_falls_alike_for_all_roles_down_to_nothing() -> None:
+    """Torch skips reductions below an absolute threshold: small factors must not meet it first."""
+    callback = foreign_callback(base_depth=1, base_width=1)
+    seen = []
+    spy = Spy(lambda *_: seen.append(callback.effective_lrs()))
+    module = ForeignModule(
+        OPTIMIZERS["adam"],
+        lambda o: schedulers.ReduceLROnPlateau(
+            o, factor=0.1, patience=0, threshold=1e9, mode="max"
+        ),
+        interval="epoch",
+    )
+    quiet_trainer([callback, spy], max_epochs=12).fit(module, Batches(count=1))
+    first, last = (
+        [lrs[f"depth_mup/lr/pg1/{r}"] for r in ("input", "hidden_last")]
+        for lrs in (seen[0], seen[-1])
+    )
+    assert last[0] < 1e-7
+    assert last[1] / last[0] == pytest.approx(first[1] / first[0])
+
+
 @pytest.mark.parametrize("hook", ["setup", "configure_model"])
 def test_a_module_that_builds_its_net_late_trains_the_same(hook: str) -> None:
     class Late(ForeignModule):

@@ -50,6 +50,7 @@ ODD: dict[str, Callable[[Any], Any]] = {
         o, [S.StepLR(o, 2), S.CosineAnnealingLR(o, 8, eta_min=0.01)], milestones=[2]
     ),
     "somebody's subclass": lambda o: type("Mine", (S.LambdaLR,), {})(o, lambda t: 1.0),
+    "plateau with its threshold": S.ReduceLROnPlateau,
     "averaging": lambda o: SWALR(o, swa_lr=0.05),
 }
 FACTORS: dict[Role, Factors] = {"hidden_first": Factors(2.0), "vector": Factors(0.25)}
@@ -101,9 +102,10 @@ def test_schedule_goes_on_times_the_factor(schedule: str) -> None:
 
 
 def test_plateau_floors_are_scaled_too() -> None:
-    make = lambda o: S.ReduceLROnPlateau(o, patience=0, factor=0.5, min_lr=0.03)  # noqa: E731
+    make = lambda o: S.ReduceLROnPlateau(o, patience=0, factor=0.5, min_lr=0.03, eps=0)  # noqa: E731
     reference, plain = optimizer_and_scheduler(make)
     optimizer, scheduler = optimizer_and_scheduler(make)
+    assert is_proportional(scheduler)
     split(optimizer, scheduler)
     for _ in range(6):
         for s in (plain, scheduler):
