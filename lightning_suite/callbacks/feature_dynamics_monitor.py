@@ -1,5 +1,6 @@
 """Watch how much each residual block learns while a model trains."""
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -60,7 +61,8 @@ class FeatureDynamicsMonitor(Callback):
     precision, DDP (every rank measures its rows, one small sum over ranks), ``torch.compile``,
     gradient checkpointing, several optimizers and manual optimization (the first forward of each
     block in a batch), LoRA (ΔW of the adapters' matrices). *Refuses* sharded parameters (FSDP,
-    DeepSpeed, tensor parallel).
+    DeepSpeed, tensor parallel). A block that cannot be run alone on some rows of its arguments
+    (the batch is not their first dimension) ends the measurements with one warning, not training.
 
     *Memory*: one copy of all trainable hidden matrices on ``reference_device``, and
     ``rows`` x (length of the stream) x (blocks) numbers during a measured step.
@@ -109,6 +111,7 @@ class FeatureDynamicsMonitor(Callback):
         self._reference_step = 0
         self._next = 0
         self._armed_step: int | None = None
+        self._failed = False
         self._packed: Tensor | None = None
         self._table: list[dict[str, float]] = []
         self._folder: str | None = None
@@ -137,6 +140,7 @@ class FeatureDynamicsMonitor(Callback):
         # whether a checkpoint will be loaded is not known yet
         self._built = self._probe.snapshot("cpu")
         self._restored = None
+        self._failed = False
         self._table = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,7 +181,8 @@ class FeatureDynamicsMonitor(Callback):
         if self._probe is not None and trainer.global_step >= self._next:
             self._armed_step = trainer.global_step
             self._packed = None
-            self._probe.arm(trainer.global_step)
+            if not self._failed:
+                self._probe.arm(trainer.global_step)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure: gradients exist and the weights are still those of the forward."""
@@ -209,6 +214,8 @@ class FeatureDynamicsMonitor(Callback):
             packed = trainer.strategy.reduce(packed.to(pl_module.device), reduce_op="sum")
         measured = dynamics.unpack(packed)
         summary = {f"depth_mup/{key}": value for key, value in measured.summary().items()}
+        if self._failed and not summary:
+            return
         # As LearningRateMonitor does: a metric that goes through `pl_module.log` costs time in
         # every later step, and would reach the loggers in multiples of log_every_n_steps only.
         trainer.callback_metrics.update(
@@ -257,8 +264,16 @@ class FeatureDynamicsMonitor(Callback):
         self._restored = state_dict
 
     def _measure(self) -> None:
-        if self._armed_step is not None and self._probe is not None and self._probe.captured:
+        if self._armed_step is None or self._probe is None or not self._probe.captured:
+            return
+        try:
             self._packed = dynamics.pack(self._probe.measure(self._reference))
+        except Exception as err:  # whatever it is, training can go on without a measurement
+            # the sum over ranks goes on: other ranks wait for it
+            self._failed = True
+            warnings.warn(
+                f"FeatureDynamicsMonitor measures nothing more in this run: {err}", stacklevel=2
+            )
 
     def _write(self, trainer: Trainer) -> None:
         if not (self.write_table and self._table and self._folder and trainer.is_global_zero):

@@ -112,6 +112,7 @@ class StreamProbe:
         self._armed = False
         self._step = 0
         self._seen: dict[int, _Seen] = {}
+        self._failure: SuiteError | None = None
 
     @property
     def armed(self) -> bool:
@@ -120,8 +121,8 @@ class StreamProbe:
 
     @property
     def captured(self) -> bool:
-        """Whether a forward was kept that is not measured yet."""
-        return bool(self._seen)
+        """Whether a forward was kept, or could not be, that is not measured yet."""
+        return bool(self._seen) or self._failure is not None
 
     def attach(self) -> None:
         """Put the hooks on the blocks; before the first call of a compiled model."""
@@ -152,13 +153,14 @@ class StreamProbe:
         Args:
             step: Chooses the rows, together with the seed.
         """
+        self.disarm()
         self._armed, self._step = True, step
-        self._seen.clear()
 
     def disarm(self) -> None:
         """Keep nothing and forget what was kept."""
         self._armed = False
         self._seen.clear()
+        self._failure = None
 
     def matrices(self) -> dict[str, nn.Parameter]:
         """Trainable hidden matrices of all blocks by clean full name."""
@@ -187,13 +189,24 @@ class StreamProbe:
 
         Returns:
             One measurement a block, None for a block that did not run.
+
+        Raises:
+            SuiteError: A block cannot be run alone on some rows of its arguments.
         """
-        out = []
+        out: list[BlockMeasurement | None] = []
+        failure = self._failure
         for index, block in enumerate(self._blocks):
             seen = self._seen.get(index)
-            ran = seen is not None and seen.output is not None
-            out.append(_measure_block(block, seen, reference) if ran and seen else None)
+            if failure or seen is None or seen.output is None:
+                out.append(None)
+                continue
+            try:
+                out.append(_measure_block(block, seen, reference))
+            except Exception as err:
+                failure = _cannot_run_alone(block, err)
         self.disarm()
+        if failure:
+            raise failure
         return out
 
     def nothing(self) -> Tensor:
@@ -205,27 +218,32 @@ class StreamProbe:
         # the few steps that are measured.
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._armed:
-                self._keep_input(index, args, kwargs)
+                self._guard(index, self._keep_input, args, kwargs)
 
         def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
             if self._armed:
-                self._keep_output(index, output)
+                self._guard(index, self._keep_output, output)
 
         return before, after
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _guard(self, index: int, keep: Callable[..., None], *values: Any) -> None:
+        """Call ``keep``; its error waits for `measure`, for the model's forward is not to blame."""
+        try:
+            keep(index, *values)
+        except Exception as err:
+            self.disarm()
+            self._failure = _cannot_run_alone(self._blocks[index], err)
+
     def _keep_input(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if index in self._seen:
             return
         h = _first_tensor((args, kwargs))
         if h is None:
-            raise SuiteError(f"the block {self._blocks[index].name!r} was called without a tensor.")
+            raise SuiteError("it was called without a tensor of two or more dimensions")
         rows = choose_rows(len(h), self.rows, self.seed, self._step).to(h.device)
-        self._seen[index] = _Seen(
-            _take_rows(args, rows, len(h)), _take_rows(kwargs, rows, len(h)), rows
-        )
+        self._seen[index] = _Seen(_take_rows(args, rows, h), _take_rows(kwargs, rows, h), rows)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _keep_output(self, index: int, output: Any) -> None:
         seen = self._seen.get(index)
         h = _first_tensor(output)
@@ -280,23 +298,46 @@ def _first_tensor(tree: Any) -> Tensor | None:
     return None
 
 
-def _take_rows(tree: Any, rows: Tensor, batch: int) -> Any:
-    """Keep ``rows`` of every tensor with a batch dimension, and drop key-value caches.
+def _cannot_run_alone(block: _Block, error: Exception) -> SuiteError:
+    text = f"the block {block.name!r} cannot be run alone on some rows of its arguments: "
+    failure = SuiteError(f"{text}{type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
 
-    A vector is never indexed: positions of a sequence as long as the batch would be taken for
-    rows. A cache already holds this forward's keys; running the block again would append them.
+
+def _take_rows(tree: Any, rows: Tensor, stream: Tensor) -> Any:
+    """Keep ``rows`` of every tensor with the batch dimension of ``stream``; drop key-value caches.
+
+    A cache already holds this forward's keys; running the block again would append them.
     """
     if isinstance(tree, Tensor):
-        has_batch = tree.ndim >= 2 and len(tree) == batch
-        return tree.detach()[rows] if has_batch else tree.detach()
+        return _rows_of(tree.detach(), rows, stream) if tree is not stream else tree.detach()[rows]
     if isinstance(tree, Mapping):
         return {
-            key: False if key == "use_cache" else _take_rows(value, rows, batch)
+            key: False if key == "use_cache" else _take_rows(value, rows, stream)
             for key, value in tree.items()
         }
     if isinstance(tree, (tuple, list)):
-        return type(tree)(_take_rows(value, rows, batch) for value in tree)
+        return type(tree)(_take_rows(value, rows, stream) for value in tree)
     return None if hasattr(tree, "get_seq_length") else tree
+
+
+def _rows_of(tensor: Tensor, rows: Tensor, stream: Tensor) -> Tensor:
+    """Take the rows of a block's further argument: a mask, positions, a condition.
+
+    A vector is never indexed: positions of a sequence as long as the batch would be taken for
+    rows. Nor is what is square in the sequence's length (a mask of all rows), for the same reason.
+    Where samples and heads share the first dimension (``[B * heads, 1, T]``, Bloom's ALiBi), each
+    kept row keeps all its heads.
+    """
+    batch, length = len(stream), stream.shape[1] if stream.ndim >= 3 else None
+    if tensor.ndim < 2 or tensor.shape == (length, length):
+        return tensor
+    if len(tensor) == batch:
+        return tensor[rows]
+    if tensor.ndim >= 3 and len(tensor) % batch == 0 and len(tensor) != length:
+        return tensor.reshape(batch, -1, *tensor.shape[1:])[rows].flatten(0, 1)
+    return tensor
 
 
 def _cast(tree: Any, dtype: torch.dtype) -> Any:

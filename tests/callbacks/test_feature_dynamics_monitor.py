@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 import socket
@@ -375,3 +376,70 @@ def test_sharded_parameters_are_refused() -> None:
 
     with pytest.raises(SuiteError, match="a shard of them"):
         FeatureDynamicsMonitor().setup(FakeTrainer(), Regression(), "fit")  # type: ignore[arg-type]
+
+
+class WithArgument(nn.Module):
+    """A branch that mixes a sequence by weights that come with the call, as ALiBi or a mask do."""
+
+    def __init__(self, *, sequence_first: bool) -> None:
+        super().__init__()
+        self.sequence_first = sequence_first
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, h: Tensor, argument: Tensor) -> Tensor:
+        if self.sequence_first:
+            mixed = torch.einsum("st,tbn->sbn", argument, h)
+        else:
+            rows, length, _ = h.shape
+            weights = argument.view(rows, 2, 1, length).expand(-1, -1, length, -1).mean(1)
+            mixed = weights.softmax(-1) @ h
+        return h + self.last(torch.tanh(self.first(mixed)))
+
+
+class WithArguments(Regression):
+    """Regression on sequences of twelve; ten rows a batch."""
+
+    def __init__(self, *, sequence_first: bool) -> None:
+        super().__init__()
+        self.sequence_first = sequence_first
+        self.net = nn.ModuleDict(
+            {
+                "embed": nn.Linear(6, 8),
+                "blocks": nn.ModuleList(
+                    WithArgument(sequence_first=sequence_first) for _ in range(3)
+                ),
+                "readout": nn.Linear(8, 1),
+            }
+        )
+
+    def loss(self, batch: list[Tensor]) -> Tensor:
+        h = self.net["embed"](batch[0])
+        if self.sequence_first:
+            h, argument = h.expand(12, -1, -1), torch.full((12, 12), 1 / 12)
+        else:
+            h, argument = h[:, None].repeat(1, 12, 1), torch.zeros(len(h) * 2, 1, 12)
+        for block in self.net["blocks"]:
+            h = block(h, argument)
+        out = self.net["readout"](h).mean(0 if self.sequence_first else 1)
+        loss: Tensor = (out - batch[1]).square().mean()
+        return loss
+
+
+def test_an_argument_that_holds_all_heads_of_all_rows_is_divided(tmp_path: Path) -> None:
+    fit(tmp_path, FeatureDynamicsMonitor(rows=4), model=WithArguments(sequence_first=False))
+    assert steps(tmp_path) == [0]
+
+
+def test_a_block_that_cannot_run_alone_ends_the_measurements_and_not_training(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    watched = WithArguments(sequence_first=True)
+    plain = copy.deepcopy(watched)
+    monitor = FeatureDynamicsMonitor(every_n_steps=1, rows=4)
+    with pytest.warns(UserWarning, match=r"nothing more.*'net\.blocks\.0'.*RuntimeError") as seen:
+        fit(tmp_path, monitor, model=watched)
+    assert len([w for w in seen if "FeatureDynamicsMonitor" in str(w.message)]) == 1
+    fit(tmp_path, model=plain)
+    assert_same_weights(watched, plain)
+    assert not (tmp_path / "artifacts").exists()

@@ -77,7 +77,7 @@ def test_a_residual_net_is_measured_by_its_closed_form(net: ResidualMLP) -> None
         h = block(h)
         expected["min_eigenvalue"] = torch.linalg.eigvalsh(h @ h.T / 16)[0].item()
         for name, value in expected.items():
-            assert got.blocks[name][i] == pytest.approx(value, rel=1e-9), name  # type: ignore[index]
+            assert got.blocks[name][i] == pytest.approx(value, rel=1e-9), name
         first_sum, last_sum = first_sum + first, last_sum + last
     assert got.first_stream == pytest.approx(rms(first_sum), rel=1e-9)
     assert got.last_stream == pytest.approx(rms(last_sum), rel=1e-9)
@@ -298,3 +298,47 @@ def test_hooks_are_removed(net: ResidualMLP) -> None:
     with probe.attached():
         assert net.blocks[0]._forward_hooks
     assert not any(b._forward_hooks or b._forward_pre_hooks for b in net.blocks)
+
+
+class Masked(nn.Module):
+    """Mixes a sequence by a mask that all rows share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
+        out: Tensor = h + self.last(torch.tanh(self.first(mask @ h)))
+        return out
+
+
+def test_a_mask_is_not_taken_for_rows_where_the_batch_is_as_long_as_the_sequence() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"blocks": nn.ModuleList(Masked() for _ in range(2))})
+    h, mask = torch.randn(6, 6, 4), torch.ones(6, 6).tril()
+
+    def forward() -> Tensor:
+        out = h
+        for block in model["blocks"]:
+            out = block(out, mask)
+        return out
+
+    measured, _ = measure(model, forward, rows=3)
+    assert min(measured.blocks["first_update"]) > 0
+    assert min(measured.blocks["last_stream"]) > 0
+
+
+def test_errors_in_a_block_come_out_of_measure_and_not_of_the_forward() -> None:
+    class Whole(Masked):
+        def forward(self, h: Tensor, mask: Tensor) -> Tensor:
+            return super().forward(h, mask[: len(h)] * torch.ones(6, 1, 1))
+
+    model = nn.ModuleDict({"blocks": nn.ModuleList(Whole() for _ in range(2))})
+    probe = StreamProbe(model, assign_roles(model), rows=3)
+    start = probe.snapshot()
+    with probe.attached():
+        probe.arm(step=0)
+        model["blocks"][0](torch.randn(6, 6, 4), torch.ones(6, 6)).sum().backward()
+        with pytest.raises(SuiteError, match=r"the block 'blocks\.0' cannot be run alone"):
+            probe.measure(start)
+        assert not probe.captured
