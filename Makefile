@@ -34,6 +34,7 @@ install: $(STAMP)dev  ## Make .venv with everything, the development tools too.
 quickstart: $(STAMP)demo  ## Install, train a grid of real runs on real data, and print where its report.html lies.
 	@echo "==> learning-rate transfer over depth on scikit-learn's digits, standard against depth-muP"
 	@$(BIN)/lightning-suite lr-transfer --config configs/quickstart/depth_mup.yaml
+	@echo "Next: source $(BIN)/activate, then lightning-suite list"
 
 test: $(STAMP)dev lint  ## Install, lint, check types, and run the whole test suite.
 	@echo "==> tests"

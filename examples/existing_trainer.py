@@ -52,6 +52,7 @@ def main() -> None:
     data = TensorDataset(x, (x[:, 0] * x[:, 1] > 0).long())
     callback = DepthMuPLRCallback(  # line 2
         base_depth=4,
+        rule="depth_mup",  # with SGD, try "nfd" as well
         # Names of known architectures (Llama, GPT-2, ResNet, ...) need no patterns.
         patterns={
             r"\.up\.": "hidden_first",
