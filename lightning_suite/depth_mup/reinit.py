@@ -32,6 +32,7 @@ def reinitialize(
       N(0, 1/n)).
     * Biases 0. Every other vector keeps its value: gains of norms are 1 in one library and 0 in
       another (Gemma multiplies by 1 + w), and layer scales start where their authors put them.
+    * Frozen parameters that have no role, as those of a teacher, keep their values.
 
     Args:
         model: The model whose roles were assigned.

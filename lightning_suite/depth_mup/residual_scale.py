@@ -85,13 +85,13 @@ def choose_multipliers(
     """
     residual = parametrization.residual_multiplier()
     readout = parametrization.readout_multiplier
-    own = _own_parametrization(model, parametrization)
-    source = pretrained_source(model) if pretrained is None else None
+    own = _own_parametrization(model, role_map, parametrization)
+    source = pretrained_source(model, role_map) if pretrained is None else None
     keep = bool(pretrained) or source is not None
     if residual_scale == "auto":
         if own:
             note = "the model's own"
-        elif _config_value(model, "residual_multiplier") not in (None, 1, 1.0):
+        elif _config_value(model, role_map, "residual_multiplier") not in (None, 1, 1.0):
             note = "the model's own (config.residual_multiplier)"
         elif keep:
             note = "none: the weights are pretrained"
@@ -111,7 +111,7 @@ def choose_multipliers(
 
     model_scales = readout_scale == "model" or (
         readout_scale == "auto"
-        and (own or _config_value(model, "logits_scaling") not in (None, 1, 1.0))
+        and (own or _config_value(model, role_map, "logits_scaling") not in (None, 1, 1.0))
     )
     hooked = readout_scale == "auto" and not model_scales and not keep and bool(role_map.readouts)
     is_scaled = model_scales or hooked or readout == 1.0
@@ -138,9 +138,15 @@ def choose_multipliers(
     )
 
 
-def _own_parametrization(model: nn.Module, wanted: Parametrization) -> bool:
+def _around_blocks(model: nn.Module, role_map: RoleMap) -> list[tuple[str, nn.Module]]:
+    """Return the modules that hold the blocks, outermost first: no teacher, no second network."""
+    found = [(clean_name(f"{name}.").rstrip("."), module) for name, module in model.named_modules()]
+    return [(n, m) for n, m in found if not n or role_map.blocks[0].startswith(f"{n}.")]
+
+
+def _own_parametrization(model: nn.Module, role_map: RoleMap, wanted: Parametrization) -> bool:
     """Whether a module inside multiplies as ``wanted`` asks; an SP module leaves it to hooks."""
-    for name, module in model.named_modules():
+    for name, module in _around_blocks(model, role_map):
         own = getattr(module, "parametrization", None)
         if not isinstance(own, Parametrization):
             continue
@@ -153,7 +159,7 @@ def _own_parametrization(model: nn.Module, wanted: Parametrization) -> bool:
             if own.rule == "sp":
                 return False
         raise SuiteError(
-            f"{type(module).__name__} at {clean_name(name) or 'the top'!r} was built with "
+            f"{type(module).__name__} at {name or 'the top'!r} was built with "
             f"rule={own.rule!r}, base_depth={own.base_depth}, base_width={own.base_width}, and "
             f"the callback says rule={wanted.rule!r}, base_depth={wanted.base_depth}, "
             f"base_width={wanted.base_width}. Give both the same values; or build the model with "
@@ -162,17 +168,17 @@ def _own_parametrization(model: nn.Module, wanted: Parametrization) -> bool:
     return False
 
 
-def _config_value(model: nn.Module, name: str) -> Any:
-    for module in model.modules():
+def _config_value(model: nn.Module, role_map: RoleMap, name: str) -> Any:
+    for _, module in _around_blocks(model, role_map):
         value = getattr(getattr(module, "config", None), name, None)
         if value is not None:
             return value
     return None
 
 
-def pretrained_source(model: nn.Module) -> str | None:
+def pretrained_source(model: nn.Module, role_map: RoleMap) -> str | None:
     """Return where the weights of a Hugging Face model came from, or None."""
-    source = _config_value(model, "name_or_path")
+    source = _config_value(model, role_map, "name_or_path")
     return source if isinstance(source, str) and source else None
 
 

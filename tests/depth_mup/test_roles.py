@@ -16,10 +16,17 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, TRANSFORMERS, TorchvisionResNet
 from torch import Tensor, nn
+from torch.optim import SGD
 
 from lightning_suite.depth_mup.models import ResidualMLP
+from lightning_suite.depth_mup.param_groups import plan_groups, role_factors
 from lightning_suite.depth_mup.parametrization import Parametrization
-from lightning_suite.depth_mup.residual_scale import attach_residual_scale, fold_residual_scale
+from lightning_suite.depth_mup.reinit import reinitialize
+from lightning_suite.depth_mup.residual_scale import (
+    attach_residual_scale,
+    choose_multipliers,
+    fold_residual_scale,
+)
 from lightning_suite.depth_mup.roles import assign_roles, format_table
 from lightning_suite.errors import SuiteError
 from lightning_suite.module_names import clean_name
@@ -109,6 +116,34 @@ def test_a_frozen_copy_or_teacher_is_no_part_of_the_network(first: str) -> None:
     assert {name.partition(".")[0] for name in found.roles} == {"net"}
     assert (found.readouts, found.width) == (("net.readout",), 16)
     assert found.branch_ends == tuple(f"net.blocks.{i}.last" for i in range(4))
+
+
+def test_what_has_no_role_is_not_redrawn_and_no_optimizers_business() -> None:
+    teacher, net = (
+        ResidualMLP(8, 3, width=16, depth=depth, rule="nfd", base_depth=1, base_width=4)
+        for depth in (3, 2)
+    )
+    model = nn.ModuleDict({"teacher": frozen(teacher), "net": net})
+    role_map, shapes = assign_roles(model), net.parametrization
+    assert choose_multipliers(model, shapes, role_map).note == "the model's own"
+    before = copy.deepcopy(model)
+    reinitialize(model, role_map, shapes)
+    for (name, old), new in zip(before.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(old, new) == name.startswith("teacher.")
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = SGD(model.parameters(), lr=0.1).param_groups
+    with pytest.raises(SuiteError, match=r"frozen parameter 'teacher\..*if p.requires_grad"):
+        plan_groups(groups, names, role_map.roles, role_factors(shapes, "sgd"))
+
+
+def test_a_pretrained_teacher_says_nothing_about_the_students_weights() -> None:
+    llama = ARCHITECTURES["llama"]
+    teacher = frozen(llama())
+    teacher.config.name_or_path = "some/teacher"
+    model = nn.ModuleDict({"teacher": teacher, "student": llama()})
+    shapes = Parametrization("nfd", 1, 3)
+    found = choose_multipliers(model, shapes, assign_roles(model))
+    assert (found.keeps_function, found.residual) == (False, 3**-0.5)
 
 
 def test_a_copy_inside_the_network_itself_is_found_too() -> None:
