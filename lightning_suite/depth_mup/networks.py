@@ -199,7 +199,8 @@ def find_network(
         )
         raise SuiteError(
             f"the model holds {len(networks)} networks with residual blocks, and {len(trained)} "
-            f"of them are trained. Say which one is meant:{listed}"
+            f"of them are trained. Freeze copies and teachers with requires_grad_(False), or say "
+            f"which one is meant:{listed}"
         )
     else:
         trained = [n for n in lists if _list_trained(n, parameters)] or lists

@@ -109,7 +109,7 @@ def _refuse(unassigned: list[str], preset: str, inside: bool) -> SuiteError:
         f"patterns={{{example!r}: {role!r}}}. In a residual block, 'hidden_last' is the "
         "matrix whose output is added to the stream, 'hidden_first' every other matrix, 'vector' "
         "biases and gains; outside, 'input' is the embedding, 'final_norm' the last norm and "
-        "'output' the readout."
+        "'output' the readout. Frozen parameters outside the blocks (a teacher's) need no role."
     )
 
 

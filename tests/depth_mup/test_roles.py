@@ -17,6 +17,7 @@ import torch
 from architectures import ARCHITECTURES, TRANSFORMERS, TorchvisionResNet
 from torch import Tensor, nn
 from torch.optim import SGD
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_suite.depth_mup.models import ResidualMLP
 from lightning_suite.depth_mup.param_groups import plan_groups, role_factors
@@ -188,6 +189,17 @@ def test_stages_are_one_network() -> None:
     # a stage alone: the convolutions of the others are no stem
     with pytest.raises(SuiteError, match="layer2.0.conv1.weight"):
         assign_roles(resnet, blocks="layer1")
+
+
+def test_an_averaged_copy_is_to_be_frozen() -> None:
+    net = mlp(2)
+    both = nn.ModuleDict({"net": net, "ema": AveragedModel(net)})
+    with pytest.raises(SuiteError, match=r"Freeze copies"):
+        assign_roles(both)
+    with pytest.raises(SuiteError, match=r"(?s)ema.module.*Frozen .* need no role"):
+        assign_roles(both, blocks="net.blocks")
+    both["ema"].requires_grad_(False)
+    assert assign_roles(both).depth == 2
 
 
 def test_frozen_parameters_outside_the_blocks_need_no_role() -> None:
