@@ -114,8 +114,8 @@ def _draw_depth(
 def draw_optimum_over_depth(optima: Sequence[DepthOptimum]) -> Figure:
     """Draw the best log2 rate, and what keeping the base depth's rate costs, against depth.
 
-    Bars are bootstrap intervals over seeds; a hollow marker is an optimum at the grid's edge, and a
-    cross a depth at which the base depth's rate diverges.
+    Bars are bootstrap intervals over seeds (their spread); a hollow marker is an optimum at the
+    grid's edge, and a cross a depth at which the base depth's rate diverges.
     """
     plt = import_extra("matplotlib.pyplot", "report")
     rules = list(dict.fromkeys(o.rule for o in optima))

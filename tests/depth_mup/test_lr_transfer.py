@@ -311,6 +311,20 @@ def test_the_bootstrap_of_a_mean_has_its_closed_form() -> None:
     assert interval.high == pytest.approx(values.mean() + error, abs=0.03)
 
 
+def test_the_interval_covers_as_much_as_its_docstring_says() -> None:
+    rng = np.random.default_rng(0)
+
+    def covers(seeds: int) -> bool:
+        values = rng.normal(size=seeds)
+        interval = bootstrap(lambda i: float(values[i].mean()), seeds)
+        return interval.low <= 0 <= interval.high
+
+    # binomial standard error 0.025
+    assert np.mean([covers(2) for _ in range(400)]) == pytest.approx(0.51, abs=0.08)
+    assert np.mean([covers(3) for _ in range(400)]) == pytest.approx(0.75, abs=0.08)
+    assert np.mean([covers(4) for _ in range(400)]) == pytest.approx(0.80, abs=0.08)
+
+
 def test_two_seeds_give_the_interval_between_them() -> None:
     interval = bootstrap(lambda i: float(np.array([1.0, 3.0])[i].mean()), 2)
     assert (interval.value, interval.low, interval.high) == (2, 1, 3)

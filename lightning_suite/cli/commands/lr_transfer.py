@@ -14,8 +14,9 @@ import torch
 import yaml
 from lightning.pytorch import LightningDataModule
 
+from lightning_suite.cli.parsing import count
 from lightning_suite.depth_mup.batched import OptimizerSettings
-from lightning_suite.depth_mup.lr_optimum import DepthOptimum, Drift, Interval, analyse
+from lightning_suite.depth_mup.lr_optimum import SPREAD, DepthOptimum, Drift, Interval, analyse
 from lightning_suite.depth_mup.lr_transfer import (
     BatchedEngine,
     Engine,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SECTION = "LR transfer"
+# In octaves and in ratios of losses: far above float64's rounding, far below anything of interest.
+_NOISE = 1e-9
 
 
 def run(
@@ -177,8 +180,8 @@ def save(
         "lr_transfer_drift",
         [drift_row(drift) for drift in drifts],
         title="How far the best learning rate moves",
-        caption="Octaves of the base learning rate, with 95 % bootstrap intervals over seeds. "
-        "Regret: loss at the base depth's best rate over the best loss, minus 1.",
+        caption="Octaves of the base learning rate. Regret: loss at the base depth's best rate "
+        f"over the best loss, minus 1, in this sample. {SPREAD}",
         section=_SECTION,
         columns=None if drifts else ["rule"],
     )
@@ -187,7 +190,7 @@ def save(
         [optimum_row(optimum) for optimum in optima],
         title="Best learning rate at every depth",
         caption="The vertex of the parabola through the best grid point and its neighbours, in "
-        "log2 rate and log loss; the grid point itself where a neighbour diverged.",
+        f"log2 rate and log loss; the grid point itself where a neighbour diverged. {SPREAD}",
         section=_SECTION,
     )
     folder.add_table(
@@ -234,7 +237,7 @@ def finding(drift: Drift) -> str:
     """Say in one sentence how far the best rate of one rule moved."""
     if math.isnan(drift.total.value):
         return f"Under {drift.rule} every run diverged at some depth: extend the rates downwards."
-    kept = "keeping the base depth's rate"
+    kept = "in this sample, keeping the base depth's rate"
     if math.isinf(drift.largest_regret):
         cost = f"{kept} diverges at some depth"
     elif drift.largest_regret > 1:
@@ -243,9 +246,11 @@ def finding(drift: Drift) -> str:
         cost = f"{kept} ends at most {drift.largest_regret:.0%} above the best loss"
     edge = " (some optimum lies at the edge of the grid: extend it)" if drift.edge else ""
     moved, low, high = (_signed(v) for v in (drift.total.value, drift.total.low, drift.total.high))
+    spread = "range" if drift.seeds <= 3 else "bootstrap interval"  # as `bootstrap` says
+    over = f"{spread} over {count(drift.seeds, 'seed')} {low} to {high}" if drift.seeds > 1 else ""
     return (
         f"Under {drift.rule} the best rate moved by {moved} octaves from depth {drift.depths[0]} "
-        f"to {drift.depths[1]} (interval {low} to {high}); {cost}{edge}."
+        f"to {drift.depths[1]} ({over or 'one seed'}); {cost}{edge}."
     )
 
 
@@ -292,8 +297,9 @@ def _figures(
             "lr_transfer_optimum",
             figures.draw_optimum_over_depth(optima),
             "Best learning rate against depth",
-            "Left: the optimum with its 95 % bootstrap interval over seeds. Right: what is lost "
-            "by keeping the base depth's best rate; lines end where that diverges.",
+            "Left: the optimum with its bootstrap interval over seeds. Right: what is lost in this "
+            "sample by keeping the base depth's best rate; lines end where that diverges. "
+            f"{SPREAD}",
         ),
     ):
         yield name, figure, title, caption
@@ -339,10 +345,15 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 
 def _columns(name: str, interval: Interval) -> dict[str, float]:
     return {
-        name: _rounded(interval.value),
-        f"{name}_low": _rounded(interval.low),
-        f"{name}_high": _rounded(interval.high),
+        name: _without_noise(interval.value),
+        f"{name}_low": _without_noise(interval.low),
+        f"{name}_high": _without_noise(interval.high),
     }
+
+
+def _without_noise(value: float) -> float:
+    """Round, and let what only rounding keeps from zero be zero."""
+    return 0.0 if abs(value) < _NOISE else _rounded(value)
 
 
 def _rounded(value: float) -> float:
