@@ -82,3 +82,12 @@ def test_shipped_names_stand_for_files_that_are_not_there(tmp_path, monkeypatch)
     (tmp_path / "overlays/wandb").write_text("mine")
     assert resolve("overlays/wandb") == "overlays/wandb"  # the user's own file wins
     assert resolve_options(["--model", "overlays/none"]) == ["--model", "overlays/none"]
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_the_first_line_of_a_config_says_all_that_the_list_shows(name):
+    first, second, *_ = shipped_configs()[name].read_text(encoding="utf-8").splitlines()
+    assert first == f"# {describe(shipped_configs()[name])}"
+    assert not first.endswith((";", ",", ":"))
+    assert " -c" not in first  # how it is used stands below
+    assert second == "#" or not second.startswith("#")
