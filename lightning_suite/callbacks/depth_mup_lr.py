@@ -40,6 +40,10 @@ from lightning_suite.depth_mup.rules import OptimizerFamily, Role, Rule
 from lightning_suite.errors import SuiteError, check_choice
 
 _STATE_VERSION = 1
+# In step mode the optimizer's state is that of the user's own groups: a resume without this
+# callback would go on with other learning rates, and nothing would tell. A group more in the
+# checkpoint makes torch refuse it; the callback takes the group out before the state is restored.
+_MARKER: dict[str, Any] = {"params": [], "name": "needs DepthMuPLRCallback"}
 
 
 class DepthMuPLRCallback(Callback):
@@ -129,6 +133,13 @@ class DepthMuPLRCallback(Callback):
         verbose: bool = True,
     ) -> None:
         super().__init__()
+        for name, value in (
+            ("base_depth", base_depth),
+            ("base_width", base_width),
+            ("width", width),
+        ):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise SuiteError(f"{name}={value!r}, and it must be a whole number of at least 1.")
         # A throw-away parametrisation checks the rule, p, and the base shape.
         Parametrization(rule, base_depth, base_depth, base_width, base_width, p)
         check_choice("residual_scale", residual_scale, get_args(ScaleMode))
@@ -188,7 +199,9 @@ class DepthMuPLRCallback(Callback):
                 "unfolded weights."
             )
         self._release()
-        self.role_map, self._loaded, self._modes = None, None, []
+        self.role_map, self._loaded = None, None
+        if stage == "fit":
+            self._modes = []
         try:
             self._prepare(trainer, pl_module)
         except SuiteError:
@@ -420,6 +433,9 @@ class DepthMuPLRCallback(Callback):
             )
         if self.parametrization is not None:
             checkpoint.setdefault("callbacks", {})[self.state_key] = self._state()
+            for index, state in enumerate(checkpoint.get("optimizer_states", ())):
+                if self._modes[index : index + 1] == ["step"]:
+                    state["param_groups"] = [*state["param_groups"], dict(_MARKER)]
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -432,6 +448,8 @@ class DepthMuPLRCallback(Callback):
                 "belongs to other learning rates. Resume without the callback; or start anew from "
                 "the weights: load them into the model and call fit without ckpt_path."
             )
+        for state in checkpoint.get("optimizer_states", ()):
+            state["param_groups"] = [g for g in state["param_groups"] if g != _MARKER]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of the checkpoint to compare it with the arguments."""
@@ -443,7 +461,7 @@ class DepthMuPLRCallback(Callback):
         if self._loaded is None:
             return
         now = self._state()
-        if not self._modes:  # no optimizers yet, or none at all
+        if not self._applied:  # no optimizers yet, or none at all
             del now["apply"]
         differences = [
             f"{key}: {self._loaded.get(key)!r} in the checkpoint, {value!r} now"

@@ -55,6 +55,12 @@ class AppliedFactors:
         self._hooks: Any
         self._scaled_step: ScaledStep | None = None
         schedulers = list(schedulers)
+        if any(group.get("lr") is None for group in optimizer.param_groups):
+            raise SuiteError(
+                f"{type(optimizer).__name__} has no learning rate (lr=None) and would choose its "
+                "own, to which no factor can be applied. Give it one (Adafactor: lr=…, "
+                "relative_step=False)."
+            )
         odd = [s for s in schedulers if not is_proportional(s)]
         if is_split(optimizer):  # by an earlier fit; the factors are in the groups already
             if odd or apply == "step":

@@ -67,9 +67,10 @@ def choose_multipliers(
     """Decide what the hooks must multiply.
 
     ``"auto"`` means: trust a model that was built with an equal parametrisation of its own (our
-    residual nets) or with a multiplier in its configuration (Granite); leave the function of
-    pretrained weights alone; give hooks to every other model. ``"model"`` trusts the model,
-    ``"none"`` applies nothing and counts on nothing.
+    residual nets); leave the function of pretrained weights alone; give hooks to every other
+    model. A multiplier in a configuration (Granite's) is one constant for all depths, and the
+    hooks multiply on top of it. ``"model"`` trusts the model, ``"none"`` applies nothing and counts
+    on nothing.
 
     Args:
         model: The model whose roles were assigned.
@@ -91,13 +92,14 @@ def choose_multipliers(
     if residual_scale == "auto":
         if own:
             note = "the model's own"
-        elif _config_value(model, role_map, "residual_multiplier") not in (None, 1, 1.0):
-            note = "the model's own (config.residual_multiplier)"
         elif keep:
             note = "none: the weights are pretrained"
         else:
             note = f"{residual:g} by forward hooks on {len(role_map.branch_ends)} branch ends"
-        by_hooks = note.endswith("branch ends")
+            constant = _config_value(model, role_map, "residual_multiplier")
+            if constant not in (None, 1, 1.0):
+                note += f", on top of config.residual_multiplier={constant:g}"
+        by_hooks = not own and not keep
     else:
         note = "the model's own" if residual_scale == "model" else "none"
         by_hooks = False
@@ -109,10 +111,7 @@ def choose_multipliers(
             "its branches itself."
         )
 
-    model_scales = readout_scale == "model" or (
-        readout_scale == "auto"
-        and (own or _config_value(model, role_map, "logits_scaling") not in (None, 1, 1.0))
-    )
+    model_scales = readout_scale == "model" or (readout_scale == "auto" and own)
     hooked = readout_scale == "auto" and not model_scales and not keep and bool(role_map.readouts)
     is_scaled = model_scales or hooked or readout == 1.0
     tied = _tied_readout(model, role_map)

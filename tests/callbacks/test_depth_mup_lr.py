@@ -780,8 +780,11 @@ def test_tied_readout_is_right_with_hooks_and_refused_without() -> None:
     ("options", "message"),
     [
         ({"rule": "nfdd"}, r"unknown rule 'nfdd'. Did you mean 'nfd'\? The rules are"),
-        ({"base_depth": 0}, r"base_depth=0, and it must be at least 1"),
-        ({"base_width": 0}, r"base_width=0, and it must be at least 1"),
+        ({"base_depth": 0}, r"base_depth=0, .* of at least 1"),
+        ({"base_width": 0}, r"base_width=0, .* of at least 1"),
+        ({"base_depth": "4"}, r"base_depth='4', and it must be a whole number"),
+        ({"base_depth": 4.5}, r"base_depth=4.5, and it must be a whole number"),
+        ({"width": 0}, r"width=0, .* at least 1"),
         ({"p": 0.7}, r"p=0.7, and it must lie between 0 .* and 0.5"),
         ({"rule": "completep", "p": 0.5}, r"belongs to the rule 'nfd'.*Leave p out"),
         ({"apply": "steps"}, r"apply='steps' is not known. Did you mean 'step'\?"),
@@ -808,6 +811,15 @@ class UnregisteredLoss(ForeignModule):
         return SGD([*self.parameters(), nn.Parameter(torch.zeros(7))], lr=0.1)
 
 
+class Adafactor(SGD):
+    """As that of transformers, which chooses its rate by itself."""
+
+    def __init__(self, groups: Any) -> None:
+        super().__init__(groups)
+        for group in self.param_groups:
+            group["lr"] = None
+
+
 class Unknown(torch.optim.Rprop):
     pass
 
@@ -819,6 +831,7 @@ class Unknown(torch.optim.Rprop):
         (ForeignModule, {"patterns": None}, r"have no role(.|\n)*backbone.stem.weight"),
         (ForeignModule, {"preset": "lama"}, r"unknown preset 'lama'. Did you mean 'llama'"),
         (UnregisteredLoss, {}, r"shape \(7,\).*does not belong to the LightningModule"),
+        (lambda: ForeignModule(Adafactor), {}, r"Adafactor has no learning rate \(lr=None\)"),
         (lambda: ForeignModule(Unknown), {}, r"Unknown is of no family.*optimizer_family='sgd'"),
         (
             lambda: ForeignModule(AdamW, SCHEDULERS["cosine with floor"]),
@@ -882,7 +895,8 @@ def test_step_mode_saves_base_rates_and_groups_save_scaled_ones(tmp_path: Path, 
     )
     trainer.fit(ForeignModule(OPTIMIZERS["adam"]), Batches())
     checkpoint = torch.load(saver.best_model_path, weights_only=True)
-    saved = [group["lr"] for group in checkpoint["optimizer_states"][0]["param_groups"]]
+    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    saved = [group["lr"] for group in groups if group["params"]]
     if apply == "step":
         assert saved == [0.01, 0.02]
     else:

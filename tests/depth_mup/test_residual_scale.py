@@ -171,14 +171,14 @@ def test_a_plain_net_of_the_same_base_gets_hooks_and_any_other_is_refused() -> N
             choose_multipliers(net, DEEP, roles)
 
 
-def test_configurations_with_a_multiplier_are_trusted() -> None:
+def test_a_multiplier_in_the_configuration_is_a_constant_that_the_rule_multiplies() -> None:
     net, roles = foreign()
     net.config = type("Config", (), {"residual_multiplier": 0.22, "logits_scaling": 8.0})()  # type: ignore[assignment]
     chosen = choose_multipliers(net, DEEP, roles)
+    assert (chosen.residual, chosen.readout, chosen.readout_is_scaled) == (0.5, 0.5, True)
+    assert chosen.note.endswith("branch ends, on top of config.residual_multiplier=0.22")
+    chosen = choose_multipliers(net, DEEP, roles, residual_scale="model", readout_scale="model")
     assert (chosen.residual, chosen.readout, chosen.readout_is_scaled) == (1.0, 1.0, True)
-    assert chosen.note == "the model's own (config.residual_multiplier)"
-    net.config = type("Config", (), {"residual_multiplier": 1.0})()  # type: ignore[assignment]
-    assert choose_multipliers(net, DEEP, roles).residual == 0.5
 
 
 def test_pretrained_weights_are_warned_of_only_where_it_matters() -> None:

@@ -134,6 +134,27 @@ def test_resume_after_kill_9(tmp_path: Path) -> None:
     assert same(weights(resumed), weights(whole))
 
 
+@pytest.mark.parametrize("apply", ["groups", "step"])
+def test_a_foreign_module_does_not_resume_without_the_callback(tmp_path: Path, apply: Any) -> None:
+    checkpoint = interrupted(tmp_path, ForeignModule(), callback(apply=apply))
+    with (
+        pytest.warns(UserWarning, match=r"add the following callbacks: \['DepthMuPLRCallback'\]"),
+        pytest.raises(ValueError, match="different number of parameter groups"),
+    ):
+        quiet_trainer(max_epochs=EPOCHS).fit(ForeignModule(), Batches(), ckpt_path=checkpoint)
+
+
+def test_checkpoint_written_after_an_evaluation_resumes(tmp_path: Path) -> None:
+    trainer = quiet_trainer([callback(apply="step")])
+    module = ForeignModule()
+    trainer.fit(module, Batches())
+    trainer.test(module, Batches(), verbose=False)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = quiet_trainer([callback(apply="step")], max_epochs=EPOCHS)
+    again.fit(ForeignModule(), Batches(), ckpt_path=tmp_path / "last.ckpt")
+    assert again.global_step == 12
+
+
 def test_checkpoint_written_after_fit_resumes(tmp_path: Path) -> None:
     whole = ForeignModule(OPTIMIZERS["adamw"], SCHEDULERS["one cycle"])
     quiet_trainer([callback()], max_epochs=3).fit(whole, Batches())
