@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_suite.depth_mup import rules
 from lightning_suite.depth_mup.apply import AppliedFactors, ApplyMode
 from lightning_suite.depth_mup.families import optimizer_family as family_of
+from lightning_suite.depth_mup.initial_weights import initial_weights_warning
 from lightning_suite.depth_mup.param_groups import (
     Factors,
     ParamGroup,
@@ -35,7 +36,8 @@ from lightning_suite.depth_mup.residual_scale import (
     fold_residual_scale,
     hook_targets,
 )
-from lightning_suite.depth_mup.roles import RoleMap, assign_roles, format_table
+from lightning_suite.depth_mup.role_table import format_table
+from lightning_suite.depth_mup.roles import RoleMap, assign_roles
 from lightning_suite.depth_mup.rules import OptimizerFamily, Role, Rule
 from lightning_suite.errors import SuiteError, check_choice
 
@@ -250,6 +252,10 @@ class DepthMuPLRCallback(Callback):
                 generator=torch.Generator().manual_seed(torch.initial_seed()),
             )
             self._reinitialized = weakref.ref(pl_module)
+        elif trainer.state.fn == "fit" and multipliers.by_hooks and not drawn:
+            advice = initial_weights_warning(pl_module, role_map, parametrization)
+            if advice:
+                rank_zero_warn(advice)
         self._handles = attach_multipliers(pl_module, role_map, multipliers)
         self._hooked = hook_targets(pl_module, role_map)
         self.role_map, self.parametrization = role_map, parametrization
@@ -288,13 +294,8 @@ class DepthMuPLRCallback(Callback):
                     f"DepthMuPLRCallback, {type(optimizer).__name__} ({self._applied[-1].mode}): "
                     f"rule {self.rule}, depth {parametrization.depth} / {self.base_depth}, "
                     f"width ratio {parametrization.width_ratio:g}, residual multiplier: "
-                    f"{self.multipliers.note}\n"
-                    + format_table(
-                        self.role_map,
-                        parametrization,
-                        family,
-                        readout_multiplier=self.multipliers.readout_is_scaled,
-                    )
+                    f"{self.multipliers.note}, readout multiplier by hooks: "
+                    f"{self.multipliers.readout:g}\n" + format_table(self.role_map, factors)
                 )
         self._modes = [applied.mode for applied in self._applied]
         self._compare_with_checkpoint()

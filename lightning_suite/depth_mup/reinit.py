@@ -65,11 +65,11 @@ def reinitialize(
             if name.endswith("bias"):
                 parameter.zero_()
             continue
-        std = _fan_in(parameter, owner, role) ** -0.5
+        std = fan_in(parameter, owner, role) ** -0.5
         if role == "output" or id(parameter) in readouts:
-            fan_in = parameter.shape[-1]
+            inputs = parameter.shape[-1]
             multiplier = parametrization.readout_multiplier
-            std = fan_in**-0.5 * multiplier ** (-0.5 if readout_multiplier else 0.5)
+            std = inputs**-0.5 * multiplier ** (-0.5 if readout_multiplier else 0.5)
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.copy_(noise.to(parameter.dtype) * std)
         if isinstance(owner, nn.Embedding) and owner.padding_idx is not None:
@@ -80,7 +80,8 @@ def _is_readout(name: str, role_map: RoleMap) -> bool:
     return clean_name(f"{name}.").rstrip(".") in role_map.readouts
 
 
-def _fan_in(parameter: torch.Tensor, owner: nn.Module, role: Role) -> int:
+def fan_in(parameter: torch.Tensor, owner: nn.Module, role: Role) -> int:
+    """Return the number of inputs that one output of a matrix or convolution sums over."""
     bare = not hasattr(owner, "weight")
     if isinstance(owner, nn.Embedding) or (bare and role == "input"):
         return 1  # tables of tokens and positions
