@@ -14,7 +14,8 @@ from lightning_suite.cli.lightning_cli import ParserOnly
 from lightning_suite.cli.parsing import instantiate
 from lightning_suite.cli.problems import explain
 from lightning_suite.depth_mup.families import optimizer_family
-from lightning_suite.depth_mup.roles import format_table
+from lightning_suite.depth_mup.param_groups import has_decoupled_decay, role_factors
+from lightning_suite.depth_mup.role_table import format_table
 from lightning_suite.depth_mup.rules import FAMILIES, OptimizerFamily
 from lightning_suite.errors import SuiteError
 
@@ -51,14 +52,15 @@ def role_table(files: list[str]) -> str:
         f"width ratio {callback.parametrization.width_ratio:g}",
         f"residual multiplier: {callback.multipliers.note}",
     ]
-    for family in _families(model, callback):
-        table = format_table(
-            callback.role_map,
+    for name, family, decoupled in _laws(model, callback):
+        factors = role_factors(
             callback.parametrization,
             family,
             readout_multiplier=callback.multipliers.readout_is_scaled,
+            decay_vectors=callback.decay_vectors,
+            decoupled_decay=decoupled,
         )
-        lines += ["", f"optimizer family {family}", table]
+        lines += ["", f"optimizer {name}", format_table(callback.role_map, factors)]
     callback.teardown(trainer, model, "fit")
     return "\n".join(lines)
 
@@ -83,15 +85,26 @@ def _build(files: list[str]) -> tuple[LightningModule, DepthMuPLRCallback]:
     )
 
 
-def _families(model: LightningModule, callback: DepthMuPLRCallback) -> list[OptimizerFamily]:
-    """Return the families of the model's optimizers; all of them where only a run can tell."""
-    if callback.optimizer_family is not None:
-        return [callback.optimizer_family]
+def _laws(
+    model: LightningModule, callback: DepthMuPLRCallback
+) -> list[tuple[str, OptimizerFamily, bool]]:
+    """Return name, family and kind of decay of the model's optimizers.
+
+    Where only a run can tell which they are, one of each family.
+    """
     try:
-        configured = model.configure_optimizers()
+        optimizers = list(_optimizers(model.configure_optimizers()))
     except Exception:  # it may ask the trainer for the length of the run
-        return list(FAMILIES)
-    return sorted({optimizer_family(found) for found in _optimizers(configured)})
+        families = [callback.optimizer_family] if callback.optimizer_family else FAMILIES
+        return [(f"of the family {family}", family, True) for family in families]
+    return [
+        (
+            type(optimizer).__name__,
+            callback.optimizer_family or optimizer_family(optimizer),
+            has_decoupled_decay(optimizer),
+        )
+        for optimizer in optimizers
+    ]
 
 
 def _optimizers(configured: Any) -> Iterator[Optimizer]:

@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from lightning_suite.depth_mup.networks import Network, find_network
-from lightning_suite.depth_mup.parametrization import Parametrization
 from lightning_suite.depth_mup.presets import PRESETS
 from lightning_suite.depth_mup.rules import (
-    OptimizerFamily,
     Role,
     check_role,
-    unscaled_readout_lr_factor,
 )
 from lightning_suite.errors import SuiteError, did_you_mean
 from lightning_suite.module_names import clean_name
@@ -305,44 +302,3 @@ def _width(
                 return size
     features = [getattr(modules[name], "in_features", None) for name in readouts]
     return next((n for n in features if isinstance(n, int)), None)
-
-
-def format_table(
-    role_map: RoleMap,
-    parametrization: Parametrization,
-    family: OptimizerFamily,
-    *,
-    readout_multiplier: bool = True,
-) -> str:
-    """Return the printable table name -> role -> learning-rate factor.
-
-    Parameters that differ only in the number of their block share a row.
-
-    Args:
-        role_map: From :func:`assign_roles`.
-        parametrization: The rule and the shapes.
-        family: The optimizer's family.
-        readout_multiplier: Whether the model multiplies its readout's input by 1/r_n.
-    """
-
-    def factor(role: Role) -> float:
-        if role == "output" and not readout_multiplier:
-            return unscaled_readout_lr_factor(
-                parametrization.rule, family, parametrization.width_ratio
-            )
-        return parametrization.lr_factor(role, family)
-
-    rows: dict[tuple[str, Role], int] = {}
-    for full, role in role_map.roles.items():
-        name = full
-        block = next((b for b in role_map.blocks if full.startswith(f"{b}.")), None)
-        if block is not None:
-            name = f"{block.rpartition('.')[0]}.*.{full[len(block) + 1 :]}".lstrip(".")
-        rows[name, role] = rows.get((name, role), 0) + 1
-    cells = [("parameter", "count", "role", "lr factor")] + [
-        (name, str(count), role, f"{factor(role):.4g}") for (name, role), count in rows.items()
-    ]
-    widths = [max(len(row[i]) for row in cells) for i in range(4)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in cells]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    return "\n".join(line.rstrip() for line in lines)

@@ -147,7 +147,7 @@ def test_role_table_of_a_config(capsys):
     assert main(["doctor", "-c", "depth_mup/digits"]) == 0
     text = capsys.readouterr().out
     assert "rule nfd, preset residual_net, depth 16 (base 4)" in text
-    assert "optimizer family sgd" in text
+    assert "optimizer SGD" in text
     row = next(line for line in text.splitlines() if "first.weight" in line)
     assert row.split() == ["net.blocks.*.first.weight", "16", "hidden_first", "2"]
 

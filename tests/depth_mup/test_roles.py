@@ -28,7 +28,8 @@ from lightning_suite.depth_mup.residual_scale import (
     choose_multipliers,
     fold_residual_scale,
 )
-from lightning_suite.depth_mup.roles import assign_roles, format_table
+from lightning_suite.depth_mup.role_table import format_table
+from lightning_suite.depth_mup.roles import assign_roles
 from lightning_suite.errors import SuiteError
 from lightning_suite.module_names import clean_name
 
@@ -43,7 +44,7 @@ def described(name: str) -> str:
         f"branch ends of the first block: "
         f"{', '.join(e for e in role_map.branch_ends if e.startswith(role_map.blocks[0] + '.'))}\n"
         f"readout: {', '.join(role_map.readouts)}\n\n"
-        f"{format_table(role_map, shapes, 'adam')}\n"
+        f"{format_table(role_map, role_factors(shapes, 'adam'))}\n"
     )
 
 
