@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LearningRateFinder
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -96,6 +96,11 @@ class DepthMuPLRCallback(Callback):
         the wrapped matrix), schedulers of any kind. FSDP (``use_orig_params=True``) is right by
         construction and untested. Refused: DeepSpeed, FSDP with flattened parameters, a second
         instance, a parameter without a role, an optimizer of an unknown family.
+
+    Other callbacks: ``StochasticWeightAveraging`` and ``BackboneFinetuning`` set rates and add
+    groups of their own, which needs ``apply="step"``. ``LearningRateFinder`` is refused, and
+    ``Tuner.lr_find`` must not be used: they search with callbacks off, so that the rate that they
+    find is not the base model's.
 
     After ``fit`` the hooks are off the model, which then computes without the multipliers (a
     warning says so); :meth:`fold` moves them into the weights for use elsewhere. With
@@ -192,6 +197,12 @@ class DepthMuPLRCallback(Callback):
                 f"the trainer has {len(others)} DepthMuPLRCallbacks, which would multiply the "
                 "learning rates more than once. Keep one (an overlay that is given twice adds "
                 "two)."
+            )
+        if any(isinstance(c, LearningRateFinder) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            raise SuiteError(
+                "LearningRateFinder searches with all other callbacks off: its learning rate "
+                "belongs to this model without the correction, and the correction asks for the one "
+                "of the base model. Find that on the base model, and take the finder out."
             )
         _refuse_flattened_parameters(trainer)
         if _refers_to(self._folded, pl_module):

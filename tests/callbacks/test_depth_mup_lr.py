@@ -15,7 +15,12 @@ import pytest
 import torch
 from foreign import PATTERNS, Batches, ForeignModule, quiet_trainer, same, weights
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
 from param_groups_reference import train_by_hand
 from torch import Tensor, nn
@@ -851,6 +856,23 @@ def test_two_callbacks_are_refused() -> None:
     trainer = quiet_trainer([foreign_callback(), foreign_callback()])
     with pytest.raises(SuiteError, match=r"has 2 DepthMuPLRCallbacks.*Keep one"):
         trainer.fit(ForeignModule(), Batches())
+
+
+def test_a_search_for_the_rate_of_the_uncorrected_model_is_refused() -> None:
+    trainer = quiet_trainer([foreign_callback(), LearningRateFinder()])
+    with pytest.raises(SuiteError, match=r"Find that on the base model, and take the finder out"):
+        trainer.fit(ForeignModule(), Batches())
+
+
+def test_weight_averaging_may_set_rates_in_steps_only() -> None:
+    def fit(**options: Any) -> Any:
+        averaging = StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=1)
+        callback = foreign_callback(base_depth=1, **options)
+        quiet_trainer([callback, averaging], max_epochs=3).fit(ForeignModule(), Batches())
+
+    with pytest.raises(SuiteError, match=r"overwrote the learning rate.*apply='step'"):
+        fit()
+    fit(apply="step")
 
 
 def test_a_net_built_by_another_rule_or_base_is_refused() -> None:
