@@ -35,7 +35,9 @@ class FeatureDynamicsMonitor(Callback):
         rows: At most so many rows of a batch (sequences, images) are measured.
         blocks: Name of the list of residual blocks; default: found.
         preset: Architecture whose parameter names are known; ``"auto"`` finds out.
-        patterns: Regular expression to role, for parameters that no preset knows.
+        patterns: Regular expression to role, for parameters that no preset knows. Where neither
+            ``blocks`` nor ``preset`` nor this is given, those of the trainer's
+            :class:`~lightning_suite.DepthMuPLRCallback` count, if there is one.
         reference_device: Where the copy of the weights at the start is kept: ``"cpu"``, or
             ``"model"`` (faster; the device holds all hidden matrices a second time).
         save_reference: Whether a checkpoint holds that copy. Without it a checkpoint stays small,
@@ -127,8 +129,9 @@ class FeatureDynamicsMonitor(Callback):
                     f"FeatureDynamicsMonitor compares whole matrices, and {cls.__name__} leaves "
                     "each process a shard of them. Use DDP or one device, or leave the monitor out."
                 )
+        names = self._names(trainer)
         role_map = assign_roles(
-            pl_module, blocks=self.blocks, preset=self.preset, patterns=self.patterns
+            pl_module, blocks=names.blocks, preset=names.preset, patterns=names.patterns
         )
         self._probe = StreamProbe(pl_module, role_map, rows=self.rows, seed=self.seed)
         if self._probe.skipped:
@@ -142,6 +145,17 @@ class FeatureDynamicsMonitor(Callback):
         self._restored = None
         self._failed = False
         self._table = []
+
+    def _names(self, trainer: Trainer) -> Any:
+        """Return who says how the model's parameters are called: this callback, or a neighbour.
+
+        Whoever has named the roles for `DepthMuPLRCallback` should not have to do it twice.
+        """
+        own = self.blocks is not None or self.patterns is not None or self.preset != "auto"
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [] if own else [c for c in callbacks if c is not self]
+        wanted = ("blocks", "preset", "patterns")
+        return next((c for c in others if all(hasattr(c, name) for name in wanted)), self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the reference: weights and the step counter are restored by now."""

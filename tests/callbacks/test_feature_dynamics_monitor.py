@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from foreign import PATTERNS, Batches, ForeignModule, quiet_trainer
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lightning_suite import FeatureDynamicsMonitor
+from lightning_suite import DepthMuPLRCallback, FeatureDynamicsMonitor
 from lightning_suite.depth_mup.models import ResidualMLP
 from lightning_suite.errors import SuiteError
 
@@ -154,6 +155,18 @@ def test_loggers_get_every_measurement_whatever_log_every_n_steps_is(tmp_path: P
     with (Path(logger.log_dir) / "metrics.csv").open() as file:
         logged = [int(row["step"]) for row in csv.DictReader(file) if row["depth_mup/last_update"]]
     assert logged == [0, 4, 8]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_names_that_were_given_for_the_learning_rates_count_here_too(order: int) -> None:
+    callbacks = [
+        DepthMuPLRCallback(base_depth=2, patterns=PATTERNS, verbose=False),
+        FeatureDynamicsMonitor(every_n_steps=1, write_table=False),
+    ]
+    trainer = quiet_trainer(callbacks=callbacks[::order], max_steps=2, max_epochs=1)
+    with pytest.warns(UserWarning, match="multiplied the branches' outputs"):
+        trainer.fit(ForeignModule(), Batches())
+    assert trainer.callback_metrics["depth_mup/first_update"] > 0
 
 
 def test_hooks_are_gone_after_fit_and_after_an_exception(tmp_path: Path) -> None:
