@@ -350,7 +350,8 @@ class RateGuard:
                 )
 
     def _check_origin(self, groups: list[ParamGroup], rates: list[float | None]) -> None:
-        scheduled = [s._last_lr for s in self._schedulers if len(s._last_lr) == len(groups)]
+        last_set = [getattr(scheduler, "_last_lr", ()) for scheduler in self._schedulers]
+        scheduled = [last for last in last_set if len(last) == len(groups)]
         for index, (group, rate) in enumerate(zip(groups, rates, strict=True)):
             expected = [self._given[index], *(_rate(last[index]) for last in scheduled)]
             if rate is None or rate in expected:
