@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_suite.cli.lightning_cli import ParserOnly, SuiteCLI
 from lightning_suite.cli.messages import condense
@@ -178,7 +179,8 @@ class TrainerEngine:
             train_loss, val_loss, val_accuracy = math.inf, math.inf, 0.0
         else:
             train_loss = float(final_loss(torch.tensor([steps]), self.final_steps))
-            trainer.validate(model, datamodule=cli.datamodule, verbose=False)
+            with suppress(MisconfigurationException):  # there is nothing to validate with
+                trainer.validate(model, datamodule=cli.datamodule, verbose=False)
             # NaN where the module has no validation or calls it otherwise
             val_loss, val_accuracy = (
                 float(trainer.callback_metrics.get(key, math.nan))

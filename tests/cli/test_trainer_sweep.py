@@ -136,6 +136,15 @@ def test_a_run_is_the_fit_that_a_user_would_write(project: Path) -> None:
     assert result.diverged_at is None
 
 
+def test_a_module_without_validation_is_swept_by_its_training_loss(project: Path) -> None:
+    text = MODULE.replace("    val_dataloader = train_dataloader\n", "")
+    (project / "sweep_project.py").write_text(text.replace("def validation_step", "def unused"))
+    engine = TrainerEngine(["fit.yaml"], base_depth=2, steps=4, final_steps=2, **KEYS)
+    (result,) = engine(chunk("sp", 2, -4), lambda _: None)
+    assert math.isfinite(result.train_loss)
+    assert math.isnan(result.val_loss)
+
+
 def test_a_diverging_run_is_stopped_and_told(project: Path) -> None:
     engine = TrainerEngine(["fit.yaml"], base_depth=2, steps=50, final_steps=2, **KEYS)
     (result,) = engine(chunk("sp", 2, 30), lambda _: None)
