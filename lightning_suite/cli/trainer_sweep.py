@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_suite.cli.lightning_cli import ParserOnly, SuiteCLI
 from lightning_suite.cli.messages import condense
