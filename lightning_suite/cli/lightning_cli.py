@@ -26,6 +26,7 @@ from lightning_suite.cli.parsing import HelpFormatter, prepare_classes
 from lightning_suite.cli.problems import explain
 from lightning_suite.cli.shipped import resolve_options
 from lightning_suite.errors import SuiteError
+from lightning_suite.extras import import_extra
 from lightning_suite.run_folder import RunFolder
 
 _EPILOG = """\
@@ -169,6 +170,8 @@ class SuiteCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build model, data, callbacks and Trainer; what one of ours refuses is one line."""
+        if "WandbLogger" in str(self._get(self.config, "trainer").get("logger")):
+            import_extra("wandb", "wandb")
         with constructor_errors():
             super().instantiate_classes()
 

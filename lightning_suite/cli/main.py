@@ -47,7 +47,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         return _dispatch(args)
     except SuiteError as err:
-        if os.environ.get("LIGHTNING_SUITE_TRACEBACK") == "1":
+        if _wants_traceback():
             raise
         print(f"lightning-suite: error: {err}", file=sys.stderr)
         return 2
@@ -68,6 +68,18 @@ def main(args: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of `lightning-suite list | head` has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as err:
+        if type(err).__module__.partition(".")[0] != "wandb" or _wants_traceback():
+            raise
+        print(
+            f"lightning-suite: error: W&B: {err} Or log without it: -c overlays/wandb_offline",
+            file=sys.stderr,
+        )
+        return 2
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get("LIGHTNING_SUITE_TRACEBACK") == "1"
 
 
 def _dispatch(args: list[str]) -> int:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from itertools import permutations
 from pathlib import Path
 
@@ -308,3 +311,30 @@ def test_the_first_logger_always_makes_a_folder_a_run(tmp_path):
 
 def test_parsers_can_be_had_without_running_anything():
     assert set(ParserOnly().parsers) == {"fit", "validate", "test", "predict"}
+
+
+def test_a_missing_wandb_is_one_line(project, capsys, monkeypatch):
+    path = overlay(project / "w.yaml", "WandbLogger", offline=True)
+    path = Path(path)
+    path.write_text(path.read_text().replace("callbacks+", "logger"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(["fit", "-c", "base.yaml", "-c", str(path)]) == 2
+    assert "pip install 'lightning-suite[wandb]'" in capsys.readouterr().err
+
+
+def test_wandb_without_an_account_is_one_line(project):
+    """In a process of its own: W&B reads its settings once a process."""
+    path = Path(overlay(project / "w.yaml", "WandbLogger"))
+    path.write_text(path.read_text().replace("callbacks+", "logger"))
+    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_suite", "fit", "-c", "base.yaml", "-c", str(path)],
+        env={**env, "HOME": str(project)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "lightning-suite: error: W&B: No API key configured" in done.stderr
+    assert "overlays/wandb_offline" in done.stderr
+    assert "Traceback" not in done.stderr
