@@ -45,6 +45,7 @@ lint: $(STAMP)dev  ## Ruff (rules and format) and mypy --strict.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python benchmarks/readme_table.py --check || { echo "the README's table is not that of benchmarks/results: python benchmarks/readme_table.py"; exit 1; }
 
 bench: $(STAMP)dev  ## Run every benchmark and write the README's table from their results.
 	@for name in callback_overhead monitor_overhead batched_sweep; do \
