@@ -31,7 +31,7 @@ def callback_overhead(result: dict[str, Any]) -> Rows:
             )
             yield (
                 f"{what}: cost of a step of {row['ms_a_step_without']:.0f} ms",
-                f"+{row['added_microseconds']:.0f} µs (+{100 * row['overhead']:.1f} %)",
+                f"{row['added_microseconds']:+.0f} µs ({100 * row['overhead']:+.1f} %)",
             )
 
 
