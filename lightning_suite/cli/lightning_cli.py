@@ -246,4 +246,4 @@ class ParserOnly(SuiteCLI):
 
 
 class _Built(Exception):  # noqa: N818 (not an error)
-    pass
+    """The parsers stand: `ParserOnly` needs nothing more of the LightningCLI."""

@@ -234,7 +234,7 @@ class _Built(SuiteCLI):
             raise SuiteError(f"fit_config: {condense(str(err))}") from err
 
     def _run_subcommand(self, subcommand: str) -> None:
-        pass
+        """Do not train yet: the engine does, with its own number of steps."""
 
 
 class _Losses(Callback):
