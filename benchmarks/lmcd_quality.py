@@ -193,10 +193,9 @@ def run(name: str, source: str, seeds: int, folds: int, folder: Path) -> dict[st
             "q_matrix": ridge_logits(answers, test, q, count),
         }
         for head in ("irt", "ncdm"):
+            by_id = fit_by_id(head, answers, count, q)
             with torch.no_grad():
-                found[f"ids {head}"] = fit_by_id(head, answers, count, q)(
-                    test.student, test.exercise
-                )
+                found[f"ids {head}"] = by_id(test.student, test.exercise)
         described = describe(data, folder, f"{name}-{number}")
         for head, text in WAYS:
             options = {"text": text}
