@@ -60,6 +60,9 @@ class GradientFeatureCallback(Callback):
             checkpoint writes what is there.
         allow_low_precision: Compute ``adam1_mean_abs`` and its like in 16 bits, too, which
             destroys their order.
+        batch_first: States that the first axis of every watched layer is the samples. Shapes show
+            it, but for a training whose first batch has as many samples as a layer has positions:
+            that is refused without this.
 
     *Logged metrics* (x-axis: optimizer steps), ``resofilter/`` and: ``<feature>``, the mean over
     layers and samples since the last time; ``<feature>_max``, of the sample with the largest mean
@@ -69,8 +72,8 @@ class GradientFeatureCallback(Callback):
     shard set a rank), activation checkpointing, manual optimization and several optimizers (the
     first backward pass of each batch is recorded), any logger or none. *Refuses* sharded
     parameters (FSDP, DeepSpeed, tensor parallel), ``torch.compile``, batch normalisation in
-    training mode, several samples packed into one row, 16-bit weights or autocast for features that
-    count small entries.
+    training mode, layers that take the sequence first (``batch_first=False``), several samples
+    packed into one row, 16-bit weights or autocast for features that count small entries.
 
     Raises:
         SuiteError: An argument is out of range, nothing matches ``modules``, the folder holds
@@ -97,6 +100,7 @@ class GradientFeatureCallback(Callback):
         folder: str | None = None,
         rows_per_shard: int = 4096,
         allow_low_precision: bool = False,
+        batch_first: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("every_n_steps", every_n_steps), ("rows_per_shard", rows_per_shard)):
@@ -114,6 +118,7 @@ class GradientFeatureCallback(Callback):
         self.folder = folder
         self.rows_per_shard = rows_per_shard
         self.allow_low_precision = allow_low_precision
+        self.batch_first = batch_first
         self._batches = 0  # trained on so far
         self._restored: dict[str, Any] | None = None
         self._path: Path | None = None
@@ -165,6 +170,7 @@ class GradientFeatureCallback(Callback):
         restored, self._restored = self._restored, None
         if restored is not None:
             self._batches = restored["batches"]
+            self._recorder.unambiguous.update(restored.get("batch_first", []))
         elif trainer.global_step == 0:
             self._batches = 0
         self._means = RunningMeans(self._recorder)
@@ -213,7 +219,12 @@ class GradientFeatureCallback(Callback):
             scale /= scaler.get_scale()
         self._samples = read_samples(batch, self.ids, self.reduction, scale)
         self._step = trainer.global_step
-        self._recorder.start(len(self._samples.ids), multipliers=self._samples.multipliers)
+        known = self._recorder.unambiguous
+        if self.batch_first:
+            known = {target.name for target in self._recorder.targets}
+        self._recorder.start(
+            len(self._samples.ids), multipliers=self._samples.multipliers, batch_first=known
+        )
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the features; weights and rate are still those of the forward pass."""
@@ -269,9 +280,15 @@ class GradientFeatureCallback(Callback):
             self._finish()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many batches the rows so far are of, and where they are."""
+        """Return of how many batches the rows so far are, where they are, and known layouts."""
         folder = "" if self._path is None else str(self._path.resolve())
-        return {"version": _VERSION, "batches": self._batches, "folder": folder}
+        known = [] if self._recorder is None else sorted(self._recorder.unambiguous)
+        return {
+            "version": _VERSION,
+            "batches": self._batches,
+            "folder": folder,
+            "batch_first": known,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training starts."""

@@ -17,6 +17,7 @@ from lightning_suite.datamodules.instruction import InstructionDataModule, Instr
 from lightning_suite.errors import SuiteError
 from lightning_suite.language.module import CausalLMModule
 from lightning_suite.language.prompts import template_hash
+from lightning_suite.resofilter.batch import AmbiguousRowsError
 from lightning_suite.resofilter.features import Feature
 from lightning_suite.resofilter.language_probe import CausalLMProbe
 from lightning_suite.resofilter.online import content_ids
@@ -174,15 +175,19 @@ def open_probe(
         module, targets, features, allow_low_precision=allow_low_precision
     ) as module_probe:
 
+        def score_part(part: Sequence[int]) -> list[Rows]:
+            batch = module.transfer_batch_to_device(data.fetch(part), device, 0)
+            try:
+                return [module_probe.score_batch(batch, [data.ids[i] for i in part])]
+            except AmbiguousRowsError:
+                # With another number of samples it shows whether they are the first axis. Done
+                # whatever was seen before: a run that goes on must come to the same bits.
+                half = (len(part) + 1) // 2
+                return score_part(part[:half]) + score_part(part[half:])
+
         def score(indices: Sequence[int]) -> Rows:
             parts = [[i] for i in indices] if one_by_one else [list(indices)]
-            rows = [
-                module_probe.score_batch(
-                    module.transfer_batch_to_device(data.fetch(part), device, 0),
-                    [data.ids[i] for i in part],
-                )
-                for part in parts
-            ]
+            rows = [row for part in parts for row in score_part(part)]
             return {name: _joined([row[name] for row in rows]) for name in rows[0]}
 
         yield score

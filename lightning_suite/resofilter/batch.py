@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,15 @@ from lightning_suite.resofilter.targets import Target
 Pair = tuple[Tensor, Tensor]
 
 
+class AmbiguousRowsError(SuiteError):
+    """A batch has as many samples as a layer has positions, so either axis may be the samples."""
+
+
 @dataclass
 class BatchInFlight:
     """What is known about the batch whose loss is being differentiated.
 
-    The first four are the arguments of
+    The first five are the arguments of
     :meth:`~lightning_suite.resofilter.recorder.FeatureRecorder.start`.
     """
 
@@ -29,6 +33,9 @@ class BatchInFlight:
     segments: Tensor | None
     multipliers: Tensor | None
     segments_of: Mapping[nn.Module, Tensor]
+    batch_first: Container[str] = ()
+    # targets whose rows could only be [N, …]: there are not as many positions as samples
+    unambiguous: set[str] = field(default_factory=set)
     calls: dict[nn.Module, int] = field(default_factory=lambda: defaultdict(int))
     waiting: dict[nn.Module, list[Pair]] = field(default_factory=lambda: defaultdict(list))
     values: dict[str, Tensor] = field(default_factory=dict)
@@ -91,19 +98,49 @@ class BatchInFlight:
         return old.used, old.ranges
 
     def _owners(self, target: Target, g: Tensor) -> Tensor:
-        """Return the sample of each row of a call: [rows]."""
+        """Return the sample of each row of a call: [rows].
+
+        Raises:
+            SuiteError: The shape of the rows does not say it.
+        """
         shape = g.shape[:1] + g.shape[2:] if target.kind == "conv2d" else g.shape[:-1]
-        segments = self.segments_of.get(target.module, self.segments)
+        segments = self.segments_of.get(target.module)
         if segments is not None and shape.numel() == segments.numel():
             return segments.reshape(-1).to(g.device)
-        if not shape or shape[0] != self.n_samples:
-            raise SuiteError(
+        segments = self.segments
+        if segments is not None and (
+            shape == (segments.numel(),) or _axes(shape) == _axes(segments.shape)
+        ):
+            return segments.reshape(-1).to(g.device)
+        if self.n_samples == 1 and segments is None:
+            return torch.zeros(shape.numel(), dtype=torch.long, device=g.device)
+        if not shape or shape[0] != self.n_samples or target.sequence_first:
+            raise SuiteError(self._refusal(target, shape))
+        # Of [N, N, …] either axis may be the samples, unless it is torch's own convolution.
+        if self.n_samples not in shape[1:] or target.kind == "conv2d":
+            self.unambiguous.add(target.name)
+        elif target.name not in self.batch_first:
+            raise AmbiguousRowsError(
                 f"{target.name}: cannot tell the samples apart: the layer sees rows of shape "
-                f"{tuple(shape)}, and the batch has {self.n_samples} samples, which should be "
-                "the first axis. Leave this layer out of the watched modules."
+                f"{tuple(shape)}, and the batch has {self.n_samples} samples, so that samples may "
+                "be the first axis or another one. Use a batch of another size; or, if they are "
+                "the first axis, say so with batch_first=True."
             )
         each = shape[1:].numel()
         return torch.arange(self.n_samples, device=g.device).repeat_interleave(each)
+
+    def _refusal(self, target: Target, shape: torch.Size) -> str:
+        advice = "Leave this layer out of the watched modules."
+        if target.sequence_first:
+            advice = (
+                "It is inside a Transformer layer that was built with batch_first=False. Build "
+                "that with batch_first=True, or leave this layer out of the watched modules."
+            )
+        return (
+            f"{target.name}: cannot tell the samples apart: the layer sees rows of shape "
+            f"{tuple(shape)}, and the batch has {self.n_samples} samples, which should be "
+            f"the first axis. {advice}"
+        )
 
     def _shared_inputs(
         self, target: Target, xs: Sequence[Tensor], ranges: Ranges, dtype: torch.dtype
@@ -176,6 +213,10 @@ def _nonzero_rows(rows: Tensor, owned: Tensor) -> Tensor:
     rest = (owned & ~found).nonzero().squeeze(1)
     found[rest] = rows[rest].abs().amax(1) != 0
     return found
+
+
+def _axes(shape: torch.Size) -> list[int]:
+    return [size for size in shape if size != 1]
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_suite.errors import SuiteError
-from lightning_suite.resofilter.features import Feature
+from lightning_suite.resofilter.features import Feature, GradMax
 from lightning_suite.resofilter.probe import NO_LABELS, OK, TRUNCATED, Rows, SampleProbe, table_rows
+from lightning_suite.resofilter.recorder import FeatureRecorder
 from lightning_suite.resofilter.targets import Target
 
 IGNORED = -100
@@ -138,6 +139,7 @@ class CausalLMProbe(SampleProbe):
         self._without_prompt = without_prompt
         # None until the first batch shows whether the model's logits are the head's alone
         self._plain_head: bool | None = None if _is_bare_linear(self._head) else False
+        self._checked = False
         if any(target.module is self._head for target in targets):
             self._plain_head = False  # its own backward must run
 
@@ -153,11 +155,10 @@ class CausalLMProbe(SampleProbe):
         self._refuse_autocast()
         tokens = TokenBatch.from_mapping(batch, next(self.model.parameters()).device)
         self._refuse_long(tokens)
-        self.recorder.start(
-            len(tokens.ids),
-            tokens.segments,
-            segments_of={self._head: tokens.segments[tokens.predicting]},
-        )
+        if not self._checked and len(tokens.ids) > 1:
+            self._refuse_mixing(tokens)
+            self._checked = True
+        self._start(self.recorder, tokens)
         with torch.enable_grad():
             losses = self._losses(tokens, backward=True)
         features = self.recorder.finish()
@@ -181,12 +182,54 @@ class CausalLMProbe(SampleProbe):
         first = {name: rows.pop(name) for name in ("sample_id", "status", "loss")}
         return {**first, **{n: v.cpu() for n, v in more.items()}, **counts, **rows}
 
-    def _losses(self, tokens: TokenBatch, *, backward: bool) -> Tensor:
-        """Return each sample's loss [N]; with ``backward`` differentiate their sum, too."""
+    def _start(self, recorder: FeatureRecorder, tokens: TokenBatch) -> None:
+        recorder.start(
+            len(tokens.ids),
+            tokens.segments,
+            segments_of={self._head: tokens.segments[tokens.predicting]},
+        )
+
+    def _refuse_mixing(self, tokens: TokenBatch) -> None:
+        """Check on two samples of three tokens that the loss of one leaves the other's rows alone.
+
+        A layer that works on [T, B] where the batch is [B, T], or in which samples see each
+        other, cannot be told by its shape; where it is flattened, not even in any other batch.
+
+        Raises:
+            SuiteError: A watched layer has gradients in rows of the other sample.
+        """
+        ids = tokens.input_ids.flatten()[:6].repeat(6)[:6].view(2, 3)
+        own = torch.arange(2, device=ids.device)[:, None].expand(2, 3)
+        pair = TokenBatch(["0", "1"], ids, ids, own, [False] * 2)
+        for n in range(2):
+            only = torch.zeros(2, dtype=torch.float64, device=ids.device)
+            only[n] = 1
+            with FeatureRecorder(self.recorder.targets, [GradMax()]) as recorder:
+                self._start(recorder, pair)
+                with torch.enable_grad():
+                    self._losses(pair, backward=True, factors=only)
+                found = recorder.finish()
+            for target in recorder.targets:
+                other = found[f"{target.name}.grad_max"][1 - n]
+                if other.isfinite() and other != 0:
+                    raise SuiteError(
+                        f"{target.name}: cannot tell the samples apart: the loss of one sample has "
+                        "a gradient in the rows of another. The model mixes the samples of a "
+                        "batch, or the layer does not see them in the batch's order. Leave this "
+                        "layer out of the watched modules, or score with batch_samples: 1."
+                    )
+
+    def _losses(
+        self, tokens: TokenBatch, *, backward: bool, factors: Tensor | None = None
+    ) -> Tensor:
+        """Return each sample's loss [N]; with ``backward`` differentiate their sum, too.
+
+        ``factors`` [N] makes that a weighted sum.
+        """
         where = tokens.predicting
         owners = tokens.segments[where]
         counts = tokens.counts(where)
-        weights = (1 / counts.double())[owners]
+        weights = (1 / counts.double() if factors is None else factors / counts)[owners]
         labels = tokens.labels.roll(-1, 1)[where]
         if len(owners) == 0:
             return counts.new_full(counts.shape, torch.nan, dtype=torch.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -69,15 +69,26 @@ class SampleProbe:
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
-    def score(self, ids: Sequence[str], losses: Callable[[], Tensor]) -> Rows:
+    def score(
+        self,
+        ids: Sequence[str],
+        losses: Callable[[], Tensor],
+        batch_first: Container[str] = (),
+    ) -> Rows:
         """Return the table's rows of one batch.
 
         Args:
             ids: Of the samples, from the data.
             losses: Runs the model on the batch and returns each sample's loss: [N].
+            batch_first: As in :meth:`~lightning_suite.resofilter.recorder.FeatureRecorder.start`.
+
+        Raises:
+            SuiteError: There is not one loss for each sample, or a layer's rows cannot be told
+                apart (:class:`~lightning_suite.resofilter.batch.AmbiguousRowsError` where the
+                batch has as many samples as positions).
         """
         self._refuse_autocast()
-        self.recorder.start(len(ids))
+        self.recorder.start(len(ids), batch_first=batch_first)
         with torch.enable_grad():
             values = losses()
             if values.shape != (len(ids),):

@@ -9,7 +9,7 @@ all parameters are frozen, the backward pass ends at the lowest watched layer.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,10 @@ class FeatureRecorder:
         targets: What to watch.
         features: What to compute.
 
+    Attributes:
+        unambiguous: Names of targets whose rows were those of samples by their shape alone, in
+            some batch so far.
+
     Example:
         >>> import torch
         >>> from lightning_suite.resofilter.features import make_features
@@ -57,6 +61,7 @@ class FeatureRecorder:
             self._of_module[target.module].append(target)
         self._handles: list[RemovableHandle] = []
         self._batch: BatchInFlight | None = None
+        self.unambiguous: set[str] = set()
 
     @property
     def columns(self) -> list[str]:
@@ -97,6 +102,7 @@ class FeatureRecorder:
         segments: Tensor | None = None,
         multipliers: Tensor | None = None,
         segments_of: Mapping[nn.Module, Tensor] | None = None,
+        batch_first: Container[str] = (),
     ) -> None:
         """Watch the next forward and backward pass.
 
@@ -109,8 +115,13 @@ class FeatureRecorder:
                 number of accumulated batches, divided by the loss scale of fp16.
             segments_of: Segments of layers that see other rows than the rest, such as an output
                 layer that is called on label positions only.
+            batch_first: Names of targets whose first axis is known to be the samples. It must
+                be known where a batch has as many samples as a layer has positions; elsewhere
+                the shape shows it, and :meth:`finish` adds the layer to ``unambiguous``.
         """
-        self._batch = BatchInFlight(n_samples, segments, multipliers, segments_of or {})
+        self._batch = BatchInFlight(
+            n_samples, segments, multipliers, segments_of or {}, batch_first
+        )
 
     def finish(self) -> dict[str, Tensor]:
         """Return the features of the batch: ``<target>.<feature>`` -> [N] or [N, k], float64.
@@ -121,6 +132,7 @@ class FeatureRecorder:
         for module, pairs in batch.waiting.items():  # calls whose output did not reach the loss
             self._compute(module, pairs)
         values, self._batch = batch.values, None
+        self.unambiguous |= batch.unambiguous
         missing = torch.full((batch.n_samples,), torch.nan, dtype=torch.float64)
         return {column: values.get(column, missing) for column in self.columns}
 

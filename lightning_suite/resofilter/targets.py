@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -36,6 +36,8 @@ class Target:
         kind: How the layer is a linear map.
         parameter: ``"weight"``, or ``"bias"``: then ``x`` is 1 for every row.
         part: Index and number of equal parts of the output rows; ``(0, 1)`` is all of them.
+        sequence_first: Whether it is inside a Transformer layer of torch that was built with
+            ``batch_first=False``, whose rows are [T, N].
     """
 
     name: str
@@ -43,6 +45,7 @@ class Target:
     kind: Literal["linear", "conv1d", "conv2d"] = "linear"
     parameter: Literal["weight", "bias"] = "weight"
     part: tuple[int, int] = (0, 1)
+    sequence_first: bool = False
 
     @property
     def layer(self) -> int | None:
@@ -122,7 +125,7 @@ def find_targets(
     """
     patterns = [modules] if isinstance(modules, str) else list(modules)
     shared = _shared_parameters(model)
-    functional = _never_called(model)
+    functional, transposed = _never_called(model), _sequence_first(model)
     found: list[Target] = []
     skipped: dict[str, str] = {}
     rest: list[str] = []
@@ -135,7 +138,10 @@ def find_targets(
         kind = _kind(module)
         if kind is None:
             continue
-        candidates = list(_of_module(name, module, kind, biases))
+        candidates = [
+            replace(target, sequence_first=module in transposed)
+            for target in _of_module(name, module, kind, biases)
+        ]
         chosen = [t for t in candidates if any(matches(t.name, p) for p in patterns)]
         if not chosen:
             rest += [target.name for target in candidates]
@@ -248,6 +254,16 @@ def _shared_parameters(model: nn.Module) -> set[int]:
 def _never_called(model: nn.Module) -> set[nn.Module]:
     attentions = (m for m in model.modules() if isinstance(m, nn.MultiheadAttention))
     return {attention.out_proj for attention in attentions}
+
+
+def _sequence_first(model: nn.Module) -> set[nn.Module]:
+    kinds = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+    return {
+        module
+        for layer in model.modules()
+        if isinstance(layer, kinds) and not layer.self_attn.batch_first
+        for module in layer.modules()
+    }
 
 
 def _choose_layers(found: list[Target], layers: Layers) -> list[Target]:

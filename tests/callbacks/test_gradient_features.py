@@ -61,13 +61,25 @@ class StandStill(ForeignModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
+CALLBACK_OPTIONS = (
+    "features",
+    "modules",
+    "layers",
+    "reduction",
+    "ids",
+    "every_n_steps",
+    "biases",
+    "batch_first",
+)
+
+
 def read(folder: Path) -> dict[str, Any]:
     return table_columns(merge_shards(folder))
 
 
 def record(folder: Path, module: LightningModule, data: Any, **options: Any) -> dict[str, Any]:
     arguments = {"features": ["grad_norm"], "folder": str(folder)}
-    for name in ("features", "modules", "layers", "reduction", "ids", "every_n_steps", "biases"):
+    for name in CALLBACK_OPTIONS:
         if name in options:
             arguments[name] = options.pop(name)
     callback = GradientFeatureCallback(**arguments)
@@ -442,6 +454,32 @@ def test_manual_optimization(tmp_path: Path) -> None:
     for name in automatic:
         if name.endswith("grad_norm"):
             np.testing.assert_array_equal(manual[name], automatic[name])
+
+
+class Sequences(StandStill):
+    """A layer that sees as many positions as the batch has."""
+
+    def __init__(self, batch_first: bool = True) -> None:
+        super().__init__()
+        self.layer, self.first = nn.Linear(3, 2), batch_first
+
+    def training_step(self, batch: tuple[Tensor], batch_idx: int) -> Tensor:
+        x = batch[0] if self.first else batch[0].transpose(0, 1)
+        y = self.layer(x).tanh().mean(0 if not self.first else 1)
+        return y.square().sum(1).mean()
+
+
+def test_as_many_samples_as_positions_need_a_word_only_at_the_start(tmp_path: Path) -> None:
+    data, options = [(torch.randn(n, 4, 3),) for n in (3, 4)], {"modules": "layer"}
+    for module in (Sequences(), Sequences(batch_first=False)):
+        with pytest.raises(SuiteError, match="say so with batch_first=True"):
+            record(tmp_path / "no", module, data[1:], **options)
+    known = record(tmp_path / "known", Sequences(), data, **options)
+    said = record(tmp_path / "said", Sequences(), data[1:], **options, batch_first=True)
+    assert len(said["sample_id"]) == 4
+    assert len(known["sample_id"]) == 7
+    state = GradientFeatureCallback().state_dict()
+    assert state["batch_first"] == []
 
 
 def test_compiled_models_are_refused(tmp_path: Path) -> None:

@@ -290,6 +290,47 @@ def test_images_with_our_module_and_a_user_s_own(score: Score) -> None:
         np.testing.assert_allclose(one[name], other[name], rtol=1e-4)
 
 
+SEQUENCES = """
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+
+class Data(LightningDataModule):
+    def train_dataloader(self):
+        x = torch.randn(10, 4, 3, generator=torch.Generator().manual_seed(0))
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x))
+
+class Sequences(LightningModule):
+    def __init__(self, first=True):
+        super().__init__()
+        self.layer, self.first = torch.nn.Linear(3, 2), first
+
+    def sample_losses(self, batch):
+        x = batch[0] if self.first else batch[0].transpose(0, 1)
+        return self.layer(x).tanh().mean(1 if self.first else 0).square().sum(1)
+"""
+
+
+def test_batches_with_as_many_samples_as_positions_are_halved(score: Score) -> None:
+    Path("users_sequences.py").write_text(SEQUENCES)
+    options: dict[str, Any] = {
+        "modules": "all",
+        "layers": "all",
+        "features": ["grad_norm"],
+        "model": {"class_path": "users_sequences.Sequences"},
+        "data": {"class_path": "users_sequences.Data"},
+    }
+    assert score(**options, batch_samples=4, out="square")[0] == 0
+    assert score(**options, batch_samples=5, out="plain")[0] == 0
+    assert list(table("square")["sample_id"]) == [str(n) for n in range(10)]
+    np.testing.assert_allclose(
+        table("square")["layer.grad_norm"], table("plain")["layer.grad_norm"], rtol=1e-5
+    )
+    options["model"]["init_args"] = {"first": False}
+    status, _, err = score(**options, batch_samples=4, out="transposed")
+    assert status == 2
+    assert "layer: cannot tell the samples apart" in err
+
+
 def test_without_a_model_the_shipped_config_is_pointed_to(capsys: Any) -> None:
     assert main(["score"]) == 2
     assert "lightning-suite score -c resofilter/score" in capsys.readouterr().err

@@ -316,6 +316,32 @@ def test_a_sample_longer_than_the_context_is_named() -> None:
         score(llama(), [Samples([5, 70]).padded([0, 1], "right")])
 
 
+class Transposes(nn.Module):
+    """A layer that works on [T, B, …] or on rows [T·B, …], although the batch is [B, T]."""
+
+    def __init__(self, layer: nn.Module, flat: bool) -> None:
+        super().__init__()
+        self.layer, self.flat = layer, flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.transpose(0, 1)
+        if not self.flat:
+            return self.layer(rows).transpose(0, 1)
+        return self.layer(rows.flatten(0, 1)).view(*rows.shape[:2], -1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("length", [3, 5])
+def test_layers_that_do_not_see_the_batch_s_order_are_refused(flat: bool, length: int) -> None:
+    model, samples = llama(), Samples([length] * 3)
+    mlp = model.model.layers[2].mlp
+    mlp.up_proj = Transposes(mlp.up_proj, flat)
+    with pytest.raises(SuiteError, match=r"2.mlp.up_proj.layer: cannot tell the samples apart"):
+        score(model, [samples.padded(range(3), "right")])
+    alone = score(model, [samples.padded([n], "right") for n in range(3)])
+    assert alone["status"] == ["ok"] * 3
+
+
 @pytest.mark.parametrize("key", ["ids", "input_ids", "labels"])
 def test_a_batch_without_a_needed_key_is_refused(key: str) -> None:
     batch = Samples().padded(range(8), "right")

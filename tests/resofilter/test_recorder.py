@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_suite.errors import SuiteError
+from lightning_suite.resofilter.batch import AmbiguousRowsError
 from lightning_suite.resofilter.features import make_features
 from lightning_suite.resofilter.recorder import FeatureRecorder, probing
 from lightning_suite.resofilter.targets import find_targets
@@ -213,6 +214,58 @@ def test_rows_that_mix_samples_are_refused() -> None:
         loss = model(torch.randn(4, 3)).sum()
         with pytest.raises(SuiteError, match=r"1: cannot tell the samples apart"):
             loss.backward()
+
+
+class SequenceFirst(nn.Module):
+    """Hand-written: its layer sees [T, N, …], whatever the batch is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.transpose(0, 1)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("positions", [3, 4, 5])
+def test_a_layer_that_takes_the_sequence_first_is_refused_at_any_length(positions: int) -> None:
+    with pytest.raises(SuiteError, match="layer: cannot tell the samples apart"):
+        record(SequenceFirst().double(), torch.randn(4, positions, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("positions", [3, 4])
+def test_a_transformer_layer_of_torch_says_how_to_build_it(positions: int) -> None:
+    model = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0)
+    with FeatureRecorder(find_targets(model).found, make_features(["grad_norm"])) as recorder:
+        recorder.start(4, batch_first={"linear1", "linear2"})
+        loss = model(torch.randn(positions, 4, 6)).sum()
+        with pytest.raises(SuiteError, match=r"linear2: .*Build that with batch_first=True"):
+            loss.backward()
+
+
+def test_as_many_samples_as_positions_are_told_apart_once_it_is_known() -> None:
+    model, x = TwoLayers().double(), torch.randn(4, 4, 5, dtype=torch.float64)
+    with FeatureRecorder(find_targets(model).found, make_features(["grad_norm"])) as recorder:
+        recorder.start(4)
+        with pytest.raises(AmbiguousRowsError, match="say so with batch_first=True"):
+            per_sample_loss(model, x).sum().backward()
+        recorder.start(3)
+        per_sample_loss(model, x[:3]).sum().backward()
+        recorder.finish()
+        assert recorder.unambiguous == {"first", "second"}
+        recorder.start(4, batch_first=recorder.unambiguous)
+        per_sample_loss(model, x).sum().backward()
+        found = recorder.finish()
+    for name, values in truth(model, x).items():
+        if name in found:
+            torch.testing.assert_close(found[name], values, rtol=1e-10, atol=0)
+
+
+def test_a_batch_of_one_sample_is_that_sample_s_however_its_rows_lie() -> None:
+    model, x = SequenceFirst().double(), torch.randn(1, 4, 5, dtype=torch.float64)
+    found = record(model, x)
+    for name, values in truth(model, x).items():
+        torch.testing.assert_close(found[name], values, rtol=1e-10, atol=0)
 
 
 def test_half_precision_is_accumulated_in_float32() -> None:
