@@ -205,7 +205,7 @@ class StateCache:
         known = {p: self._kept[p] for p in prefixes if p in self._kept}
         missing = [p for p in prefixes if p and p not in known]
         # What all begin with, such as the header of a chat template, is read once.
-        common = _common_beginning(missing) if len(missing) > 1 else ()
+        common = common_beginning(missing) if len(missing) > 1 else ()
         device = self.split.device
         begun = None
         if common:
@@ -254,7 +254,7 @@ class StateCache:
         return found
 
 
-def _common_beginning(prompts: Sequence[Tokens]) -> Tokens:
+def common_beginning(prompts: Sequence[Tokens]) -> Tokens:
     """Return the tokens that all begin with, at least one less than any of them has."""
     first, last = min(prompts), max(prompts)  # in between, nothing differs earlier
     most = min(map(len, prompts)) - 1

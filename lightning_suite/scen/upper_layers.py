@@ -111,7 +111,7 @@ class SplitModel:
         length = tokens.shape[1] + (beginning[0][0].shape[-2] if beginning else 0)
         with torch.no_grad():
             self._call(self._decoder, tokens, tokens.new_ones(rows, length), None, cache)
-        return _read(cache)
+        return cached_key_values(cache)
 
     def up_to_layer(
         self, tokens: Tensor, mask: Tensor, positions: Tensor, prefix: Sequence[KeyValues] | None
@@ -278,7 +278,8 @@ def _skip(layer: nn.Module) -> nn.Module:
     return replaced(layer, lambda hidden_states, *_args, **_kwargs: hidden_states)
 
 
-def _read(cache: Any) -> list[KeyValues]:
+def cached_key_values(cache: Any) -> list[KeyValues]:
+    """Return what a cache of transformers holds, a pair a decoder layer."""
     if hasattr(cache, "layers"):
         return [(layer.keys, layer.values) for layer in cache.layers]
     return list(zip(cache.key_cache, cache.value_cache, strict=True))  # before transformers 4.54

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from glass_lm import glass_model, glass_tokenizer
+from transformers import DynamicCache
 
 from lightning_suite.errors import SuiteError
+from lightning_suite.scen import encoder as encoder_module
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.prompts import PromptFormat
 
@@ -59,3 +61,44 @@ def test_no_prompts_have_no_states(encoder: PromptEncoder) -> None:
 def test_an_unknown_layer_is_named(encoder: PromptEncoder) -> None:
     with pytest.raises(SuiteError, match=r"model\.layers\.7\.mlp\.down_proj"):
         PromptEncoder(encoder.model, encoder.format, "model.layers.7.mlp.down_proj")
+
+
+def test_a_beginning_that_prompts_share_is_read_once_and_changes_nothing(
+    encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = "Once upon a time there was a little girl who liked to play with her friends. "
+    prompts = [header + question for question in QUESTIONS]
+    alone = [encoder.final_states([prompt])[0] for prompt in prompts]
+    inputs = [encoder.layer_inputs([prompt])[0] for prompt in prompts]
+    monkeypatch.setattr(encoder_module, "_WORTH_SHARING", 1)
+    sharing = PromptEncoder(encoder.model, encoder.format, LAYER)
+    sizes: list[int] = []
+    handle = encoder.model.model.register_forward_pre_hook(
+        lambda _m, _a, kwargs: sizes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    torch.testing.assert_close(sharing.final_states(prompts), torch.stack(alone))
+    torch.testing.assert_close(sharing.layer_inputs(prompts), torch.stack(inputs))
+    sizes.clear()
+    sharing.final_states(prompts)
+    handle.remove()
+    header_length, longest_rest = sizes
+    assert header_length > longest_rest
+    small = PromptEncoder(encoder.model, encoder.format, LAYER, token_budget=1)
+    torch.testing.assert_close(small.final_states(prompts), torch.stack(alone))
+
+
+def test_a_model_that_cannot_go_on_from_a_beginning_reads_all(
+    encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that forgets what its cache holds is found out by its states."""
+    prompts = ["The dog sees a cat", "The dog sees a tree"]
+    expected = encoder.final_states(prompts)
+    forward = encoder.model.model.forward
+    monkeypatch.setattr(encoder_module, "_WORTH_SHARING", 1)
+    monkeypatch.setattr(
+        encoder.model.model,
+        "forward",
+        lambda **given: forward(input_ids=given["input_ids"], past_key_values=DynamicCache()),
+    )
+    forgetful = PromptEncoder(encoder.model, encoder.format, LAYER)
+    torch.testing.assert_close(forgetful.final_states(prompts), expected)
