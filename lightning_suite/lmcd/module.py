@@ -20,6 +20,7 @@ from lightning_suite.lmcd.heads.registry import HEADS, NEEDS_KC_VECTORS, make_he
 from lightning_suite.lmcd.layout import Prefixes
 from lightning_suite.lmcd.metrics import DiagnosisMetrics
 from lightning_suite.lmcd.model import DiagnosisModel
+from lightning_suite.seeding import seeded_by
 
 Batch = dict[str, Tensor]
 _VERSION = 1
@@ -166,7 +167,11 @@ class LMCDModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean negative log-likelihood of the answers, with the prior."""
-        loss = F.binary_cross_entropy_with_logits(self(batch), batch["correct"])
+        # a resumed run draws the dropout that an uninterrupted one does
+        step = (self.current_epoch, batch_idx, self.global_rank)
+        with seeded_by(*step, device=self.device):
+            logits = self(batch)
+        loss = F.binary_cross_entropy_with_logits(logits, batch["correct"])
         self.log("lmcd/train_loss", loss, prog_bar=True)
         if self.hparams["prior"]:
             loss = loss + self.hparams["prior"] * self.model.prior(batch["students"])
