@@ -116,6 +116,26 @@ def test_every_kind_of_layer_agrees_with_autograd(case: str) -> None:
         torch.testing.assert_close(values, expected[key], rtol=1e-10, atol=1e-15, msg=name)
 
 
+@pytest.mark.parametrize("common", [10.0, 100.0, 1000.0])
+def test_norms_keep_their_digits_where_the_parts_of_a_gradient_cancel(common: float) -> None:
+    """Nearly parallel inputs, output gradients that sum to 0; and an ordinary sample beside it."""
+    model = nn.Linear(256, 256)
+    x, factors = torch.randn(2, 40, 256), torch.randn(2, 40, 256)
+    x[0] += common * torch.randn(256)
+    factors[0] -= factors[0].mean(0)
+    targets = find_targets(model).found
+    with FeatureRecorder(targets, make_features(["grad_norm", "step_norm"])) as recorder:
+        recorder.start(2)
+        (factors * model(x)).sum().backward()
+        found = recorder.finish()
+    for n in range(2):
+        double = nn.Linear(256, 256).double()
+        (factors[n].double() * double(x[n].double())).sum().backward()
+        expected = double.weight.grad.norm().item()
+        assert found[".grad_norm"][n].item() == pytest.approx(expected, rel=2e-6)
+        assert found[".step_norm"][n].item() == pytest.approx(1e-5 * expected, rel=2e-6)
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = TwoLayers().train()
     model.act.eval()
