@@ -118,7 +118,8 @@ def find_targets(
         layers: ``"all"``, ``"last:3"``, ``"first:2"``, a number, or a list of numbers; the
             number of a layer is the first whole number in its name.
         biases: Also watch the biases of these layers, as ``<name>.bias``.
-        include_frozen: Also watch weights that do not require a gradient.
+        include_frozen: Also watch weights and biases that do not require a gradient. Without it
+            each is judged by itself: of a layer with a frozen weight the bias can be watched.
 
     Raises:
         SuiteError: Nothing matches; the message lists what is there or why it was skipped.
@@ -146,13 +147,14 @@ def find_targets(
         if not chosen:
             rest += [target.name for target in candidates]
             continue
-        reason = _reason_to_skip(module, kind, shared, include_frozen)
-        if module in functional:
-            reason = "its parent uses the weight without calling the layer"
-        if reason is not None:
-            skipped[name] = reason
-            continue
-        found += [t for t in chosen if getattr(t.module, t.parameter) is not None]
+        for target in chosen:
+            reason = _reason_to_skip(target, shared, include_frozen)
+            if module in functional:
+                reason = "its parent uses the weight without calling the layer"
+            if reason is None:
+                found.append(target)
+            else:
+                skipped[name if target.parameter == "weight" else target.name] = reason
     wanted = _choose_layers(found, layers)
     if not wanted:
         raise SuiteError(_nothing_found(patterns, layers, found, skipped, rest))
@@ -211,7 +213,7 @@ def _of_module(
     else:
         for index, part in enumerate(parts):
             yield Target(f"{name}.{part}", module, kind, part=(index, len(parts)))
-    if biases:
+    if biases and module.bias is not None:
         yield Target(f"{name}.bias" if name else "bias", module, kind, "bias")
 
 
@@ -226,19 +228,16 @@ def _kind(module: nn.Module) -> Literal["linear", "conv1d", "conv2d"] | None:
     return None
 
 
-def _reason_to_skip(
-    module: nn.Module, kind: str, shared: set[int], include_frozen: bool
-) -> str | None:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    if id(weight) in shared:
-        return "its weight is tied to another module's"
-    if not weight.is_floating_point():
-        return f"its weight is quantised ({weight.dtype})"
-    if kind == "conv2d" and module.groups != 1:
+def _reason_to_skip(target: Target, shared: set[int], include_frozen: bool) -> str | None:
+    what, values = target.parameter, getattr(target.module, target.parameter)
+    if id(values) in shared:
+        return f"its {what} is tied to another module's"
+    if not values.is_floating_point():
+        return f"its {what} is quantised ({values.dtype})"
+    if what == "weight" and target.kind == "conv2d" and target.module.groups != 1:
         return "a convolution with groups is not one matrix"
-    if not (weight.requires_grad or include_frozen):
-        return "its weight is frozen"
+    if not (values.requires_grad or include_frozen):
+        return f"its {what} is frozen"
     return None
 
 

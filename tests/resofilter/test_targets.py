@@ -93,14 +93,36 @@ def test_adapters_are_watched_and_the_frozen_base_is_not() -> None:
     assert len(names(model, "up_proj", "last:1", include_frozen=True)) == 3
 
 
+def test_every_weight_and_bias_is_judged_by_itself() -> None:
+    model = nn.ModuleDict({name: nn.Linear(3, 3) for name in "abcdef"})
+    model["a"].weight.requires_grad_(False)
+    model["b"].bias.requires_grad_(False)
+    model["d"].bias = model["c"].bias
+    model["f"].weight = model["e"].weight
+    found = find_targets(model, biases=True)
+    assert [t.name for t in found.found] == ["a.bias", "b", "c", "d", "e.bias", "f.bias"]
+    assert found.skipped == {
+        "a": "its weight is frozen",
+        "b.bias": "its bias is frozen",
+        "c.bias": "its bias is tied to another module's",
+        "d.bias": "its bias is tied to another module's",
+        "e": "its weight is tied to another module's",
+        "f": "its weight is tied to another module's",
+    }
+    frozen = find_targets(model, ["a", "a.bias"], biases=True, include_frozen=True)
+    assert [t.name for t in frozen.found] == ["a", "a.bias"]
+
+
 def test_what_is_not_one_matrix_is_skipped() -> None:
     model = nn.ModuleDict(
         {
-            "depthwise": nn.Conv2d(4, 4, 3, groups=4),
+            "depthwise": nn.Conv2d(4, 4, 3, groups=4),  # its bias is one
             "attention": nn.MultiheadAttention(4, 2),
             "plain": nn.Linear(4, 4),
         }
     )
+    both = find_targets(model, biases=True)
+    assert [t.name for t in both.found] == ["depthwise.bias", "plain", "plain.bias"]
     found = find_targets(model)
     assert [t.name for t in found.found] == ["plain"]
     assert found.skipped == {
