@@ -179,6 +179,14 @@ class _SharedInputs:
     source: Sequence[Tensor]
 
 
+def no_gradients(target: Target, n_samples: int) -> LayerGradients:
+    """Return the gradients of samples that do not reach the target's layer: no rows."""
+    weight = target.weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    g, x = (weight.new_empty(0, width, dtype=dtype) for width in weight.shape)
+    return LayerGradients(target.name, InputRows(x, ((0, 0),) * n_samples), g, weight)
+
+
 def _ranges(owners: Tensor, kept: Tensor, n_samples: int) -> Ranges | None:
     """Return the range of rows of each sample that holds all it keeps; None if there is none.
 

@@ -161,8 +161,9 @@ class CausalLMProbe(SampleProbe):
         self._start(self.recorder, tokens)
         with torch.enable_grad():
             losses = self._losses(tokens, backward=True)
-        features = self.recorder.finish()
         n_labels = tokens.counts(tokens.predicting)
+        # a batch without a label is not run
+        features = self.recorder.finish(name_idle=bool(n_labels.any()))
         status = [
             NO_LABELS if not labels else TRUNCATED if cut else OK
             for labels, cut in zip(n_labels.tolist(), tokens.truncated, strict=True)
@@ -208,7 +209,7 @@ class CausalLMProbe(SampleProbe):
                 self._start(recorder, pair)
                 with torch.enable_grad():
                     self._losses(pair, backward=True, factors=only)
-                found = recorder.finish()
+                found = recorder.finish(name_idle=False)
             for target in recorder.targets:
                 other = found[f"{target.name}.grad_max"][1 - n]
                 if other.isfinite() and other != 0:

@@ -14,13 +14,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_suite.errors import SuiteError
-from lightning_suite.resofilter.batch import BatchInFlight, Pair
+from lightning_suite.resofilter.batch import BatchInFlight, Pair, no_gradients
 from lightning_suite.resofilter.features import Feature, compute_features
 from lightning_suite.resofilter.targets import Target
+
+_SHOWN = 8  # layers named in a warning
 
 
 class FeatureRecorder:
@@ -62,6 +65,7 @@ class FeatureRecorder:
         self._handles: list[RemovableHandle] = []
         self._batch: BatchInFlight | None = None
         self.unambiguous: set[str] = set()
+        self._looked_for_idle = False
 
     @property
     def columns(self) -> list[str]:
@@ -123,18 +127,33 @@ class FeatureRecorder:
             n_samples, segments, multipliers, segments_of or {}, batch_first
         )
 
-    def finish(self) -> dict[str, Tensor]:
+    def finish(self, *, name_idle: bool = True) -> dict[str, Tensor]:
         """Return the features of the batch: ``<target>.<feature>`` -> [N] or [N, k], float64.
 
-        A layer that took no part in the loss has NaN.
+        A layer that took no part in the loss has the features of a gradient that is 0, like a
+        sample that does not reach a layer.
+
+        Args:
+            name_idle: Whether, once, a warning names such layers.
         """
         batch = self._running()
         for module, pairs in batch.waiting.items():  # calls whose output did not reach the loss
             self._compute(module, pairs)
         values, self._batch = batch.values, None
         self.unambiguous |= batch.unambiguous
-        missing = torch.full((batch.n_samples,), torch.nan, dtype=torch.float64)
-        return {column: values.get(column, missing) for column in self.columns}
+        idle = [t for t in self.targets if f"{t.name}.{self.features[0].name}" not in values]
+        for target in idle:
+            found = compute_features(no_gradients(target, batch.n_samples), self.features)
+            values |= {f"{target.name}.{name}": zero.cpu() for name, zero in found.items()}
+        if idle and name_idle and not self._looked_for_idle:
+            names = ", ".join(target.name for target in idle[:_SHOWN])
+            rank_zero_warn(
+                f"{len(idle)} of {len(self.targets)} watched layers took no part in the loss of "
+                f"the first batch: {names}{', …' if len(idle) > _SHOWN else ''}. Their gradients "
+                "count as 0 there; leave out layers that are never used."
+            )
+        self._looked_for_idle |= name_idle
+        return {column: values[column] for column in self.columns}
 
     def cancel(self) -> None:
         """Forget the batch; the hooks do nothing until the next :meth:`start`."""

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_suite.errors import SuiteError, did_you_mean
+from lightning_suite.resofilter.probe import NONFINITE, OK, TRUNCATED
 from lightning_suite.resofilter.store import SAMPLE_COLUMNS
 from lightning_suite.resofilter.targets import Layers, choose_layers, layer_number, matches
 
 Array = NDArray[np.float64]
 Order = Literal["lowest", "highest", "band", "random"]
-USABLE = ("ok", "truncated")
+USABLE = (OK, TRUNCATED)
 # What can be asked for instead of a feature of the gradients.
 BASELINES = ("random", "loss", "perplexity", "ifd", "length", "label_length")
 
@@ -199,12 +200,27 @@ def select_from_table(
         strata: As in :func:`select`.
         seed: For ``random``.
     """
-    status = np.asarray(table["status"])
     score = score_column(table, by, layers=layers, module=module, seed=seed)
-    score = np.where(np.isin(status, USABLE), score, np.nan)
-    gone = status[~np.isfinite(score)].tolist()
-    excluded = {str(s): gone.count(s) for s in dict.fromkeys(gone)}
+    score, excluded = usable_scores(table, score)
     return Selection(select(score, keep, order=order, strata=strata, seed=seed), score, excluded)
+
+
+def usable_scores(table: Mapping[str, Any], score: Array) -> tuple[Array, dict[str, int]]:
+    """Return the scores with NaN where a sample must not be kept, and how many, by status.
+
+    ``nonfinite`` is said of a sample with any such value, be it in a layer that is not asked for:
+    it can be kept where this score and its loss are finite.
+
+    Args:
+        table: Columns, with ``status``.
+        score: As :func:`score_column` returns it.
+    """
+    status = np.asarray(table["status"])
+    usable = np.isin(status, USABLE)
+    usable |= (status == NONFINITE) & np.isfinite(table.get("loss", np.zeros(len(status))))
+    score = np.where(usable, score, np.nan)
+    gone = status[~np.isfinite(score)].tolist()
+    return score, {str(s): gone.count(s) for s in dict.fromkeys(gone)}
 
 
 def length_strata(lengths: Sequence[int] | NDArray[Any], groups: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.resofilter.batch import AmbiguousRowsError
-from lightning_suite.resofilter.features import make_features
+from lightning_suite.resofilter.features import REGISTRY, make_features
 from lightning_suite.resofilter.recorder import FeatureRecorder, probing
 from lightning_suite.resofilter.targets import find_targets
 from tests.reference.resofilter_reference import autograd_gradients
@@ -116,6 +117,25 @@ def test_every_kind_of_layer_agrees_with_autograd(case: str) -> None:
         torch.testing.assert_close(values, expected[key], rtol=1e-10, atol=1e-15, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(TwoLayers, (6, 5)), (lambda: nn.Sequential(nn.Conv2d(4, 4, 3, groups=4)), (4, 6, 6))],
+    ids=["linear", "convolution with groups"],
+)
+def test_biases_are_watched_where_their_weights_cannot_be(
+    make: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    model, x = make().double(), torch.randn(4, *shape, dtype=torch.float64)
+    expected = truth(model, x)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    found = record(model, x)
+    biases = {name for name in expected if ".bias." in name}
+    assert set(found) == biases
+    for name in biases:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-15, msg=name)
+
+
 @pytest.mark.parametrize("common", [10.0, 100.0, 1000.0])
 def test_norms_keep_their_digits_where_the_parts_of_a_gradient_cancel(common: float) -> None:
     """Nearly parallel inputs, output gradients that sum to 0; and an ordinary sample beside it."""
@@ -206,14 +226,50 @@ def test_segments_split_rows_that_hold_several_samples() -> None:
             torch.testing.assert_close(found[name][n], alone[name][0], rtol=1e-10, atol=1e-15)
 
 
-def test_a_layer_that_takes_no_part_has_nan() -> None:
+def test_a_layer_that_takes_no_part_has_a_gradient_of_0_and_is_named_once() -> None:
     model = nn.ModuleDict({"used": nn.Linear(3, 2), "idle": nn.Linear(3, 2)})
-    with FeatureRecorder(find_targets(model).found, make_features(["grad_norm"])) as recorder:
-        recorder.start(2)
-        model["used"](torch.randn(2, 3)).sum().backward()
-        found = recorder.finish()
-    assert found["used.grad_norm"].isfinite().all()
-    assert found["idle.grad_norm"].isnan().all()
+    features = make_features([name for name in REGISTRY if name != "adam_mean_abs"])
+    with FeatureRecorder(find_targets(model).found, features) as recorder:
+        for batch in range(2):
+            recorder.start(2)
+            model["used"](torch.randn(2, 3)).sum().backward()
+            with (
+                pytest.warns(UserWarning, match=r"1 of 2 .* no part in the loss .*: idle\.")
+                if batch == 0
+                else nullcontext()
+            ):
+                found = recorder.finish()
+    assert all(values.isfinite().all() for values in found.values())
+    assert found["used.grad_norm"].all()
+    decay = 1e-7 * model["idle"].weight.detach().abs().mean().double()
+    expected = {"unsaturation": 1.0, "adam1_mean_abs": decay}
+    for feature in features:
+        values = found[f"idle.{feature.name}"]
+        assert values.shape == found[f"used.{feature.name}"].shape
+        wanted = torch.as_tensor(expected.get(feature.name, 0.0)).double().expand_as(values)
+        torch.testing.assert_close(values, wanted, rtol=1e-6, atol=1e-12)
+
+
+def test_a_sample_that_does_not_reach_a_layer_is_the_same_in_every_batch() -> None:
+    """As in a mixture of experts: whether another sample of the batch uses it must not matter."""
+
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.expert = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            routed = x[:, :1] > 0
+            return torch.where(routed, self.expert(x), x[:, :2]) if routed.any() else x[:, :2] + 0
+
+    model, x = Routed(), torch.tensor([[1.0, 2.0, 3.0], [-1.0, 2.0, 3.0]])
+    both = record(model, x)
+    with FeatureRecorder(find_targets(model, biases=True).found, make_features(NAMES)) as recorder:
+        recorder.start(1)
+        model(x[1:])
+        alone = recorder.finish(name_idle=False)
+    for name, values in both.items():
+        assert torch.equal(values[1:], alone[name]), name
 
 
 def test_a_nan_sample_leaves_the_others_alone() -> None:

@@ -40,6 +40,15 @@ def test_a_loss_that_is_already_a_mean_is_refused() -> None:
         probe.score(["a", "b", "c"], lambda: model(torch.randn(3, 2)).mean())
 
 
+@pytest.mark.filterwarnings("ignore:1 of 2 watched layers took no part")
+def test_a_layer_that_is_not_used_costs_no_sample_its_status() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(3, 1), "idle": nn.Linear(3, 1)})
+    with SampleProbe(model, find_targets(model).found, make_features(["grad_norm"])) as probe:
+        rows = probe.score(["a", "b"], lambda: model["used"](torch.randn(2, 3)).squeeze(1))
+    assert rows["status"] == ["ok", "ok"]
+    assert rows["idle.grad_norm"].tolist() == [0.0, 0.0]
+
+
 def test_a_loss_that_is_not_finite_is_marked() -> None:
     model, x = nn.Linear(2, 1), torch.randn(3, 2)
     x[1] = torch.inf

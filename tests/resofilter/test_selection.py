@@ -134,6 +134,10 @@ def table() -> dict[str, Any]:
     return columns
 
 
+def writable(columns: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.array(values) for name, values in table_columns(to_table(columns)).items()}
+
+
 def test_a_score_is_the_mean_over_the_chosen_layers() -> None:
     columns = table_columns(to_table(table()))
     one = np.arange(1.0, 7)
@@ -155,11 +159,25 @@ def test_baselines_come_from_the_samples_columns() -> None:
 
 
 def test_what_cannot_be_scored_is_excluded_and_counted() -> None:
-    columns = table_columns(to_table(table()))
+    columns = writable(table())
+    columns["loss"][4] = np.nan
     found = select_from_table(columns, 0.5, module="up_proj")
     assert found.kept.tolist() == [0, 1]
     assert found.excluded == {"no_labels": 1, "nonfinite": 1}
     assert np.isnan(found.score[[2, 4]]).all()
+
+
+def test_a_value_of_another_layer_that_is_not_finite_does_not_matter() -> None:
+    columns = writable(table())
+    columns["model.layers.0.mlp.up_proj.adam1_mean_abs"][4] = np.inf
+    found = select_from_table(columns, 1, module="up_proj", layers="last:3")
+    assert found.kept.tolist() == [0, 1, 3, 4, 5]
+    assert found.excluded == {"no_labels": 1}
+    found = select_from_table(columns, 1, module="up_proj", layers="all")
+    assert found.excluded == {"no_labels": 1, "nonfinite": 1}
+    columns["loss"][4] = np.nan
+    found = select_from_table(columns, 1, by="random")
+    assert found.excluded == {"no_labels": 1, "nonfinite": 1}, "nor is its gradient a number"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from lightning_suite.resofilter.selection import (
     resofilter_selection,
     score_column,
     select_from_table,
+    usable_scores,
 )
 from lightning_suite.run_folder import RunFolder
 
@@ -141,10 +142,7 @@ def run(
 
 
 def _published(table: dict[str, Any], score: Any, prompts: list[str], keep: float) -> Selection:
-    usable = np.isin(table["status"], ("ok", "truncated"))
-    score = np.where(usable, score, np.nan)
-    gone = table["status"][~np.isfinite(score)].tolist()
-    excluded = {status: gone.count(status) for status in dict.fromkeys(gone)}
+    score, excluded = usable_scores(table, score)
     return Selection(
         resofilter_selection(score, prompts, str(1 - Fraction(str(keep)))), score, excluded
     )
