@@ -43,6 +43,8 @@ class ExpertBank(nn.Module):
             for low-rank experts, ``"float32"`` for full ones, whose small changes of a matrix
             would be rounded away.
         template: Of prompts, as for :class:`~lightning_suite.scen.prompts.PromptFormat`.
+        calibration: What was chosen by trial for these edits and on what data, plain values, see
+            :mod:`~lightning_suite.scen.calibrated`; kept with the bank.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class ExpertBank(nn.Module):
         positions: Positions | None = None,
         dtype: str | None = None,
         template: str | None = None,
+        calibration: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_choice("expert", expert, ("low_rank", "full"))
@@ -69,6 +72,7 @@ class ExpertBank(nn.Module):
         self.expert: ExpertKind = expert
         self.rank, self.dtype, self.template = rank, dtype, template
         self.positions: Positions = positions
+        self.calibration: dict[str, Any] = dict(calibration or {})
         self.history = History()
         self.table = self._empty_table()
         self._disabled = 0
@@ -259,6 +263,7 @@ class ExpertBank(nn.Module):
             SuiteError: It is of another format, base model or kind of bank.
         """
         self.restore(matching_records(self, state), state["experts"])
+        self.calibration = dict(state.get("calibration", {}))
 
     def restore(self, records: Sequence[EditRecord], experts: Mapping[str, Tensor]) -> None:
         """Replace history and experts; the gate is not touched.

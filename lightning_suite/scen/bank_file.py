@@ -93,7 +93,9 @@ def load_bank(path: str | Path, make_gate: Callable[[StoredBank], Gate]) -> Expe
     stored = read_bank(path)
     tensors = _tensors(stored)
     try:
-        bank = ExpertBank(stored.base, make_gate(stored), **stored.settings)
+        bank = ExpertBank(
+            stored.base, make_gate(stored), **stored.settings, calibration=stored.calibration
+        )
         bank.restore(stored.records, _part(tensors, _EXPERTS))
         bank.gate.load_state_dict({**_part(tensors, _GATE), **stored.gate_state})
     except (SuiteError, RuntimeError, KeyError, TypeError) as err:

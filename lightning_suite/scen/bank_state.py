@@ -44,12 +44,13 @@ class BaseIdentity:
 
 
 def described(bank: ExpertBank) -> dict[str, Any]:
-    """Return base model, settings, kind of gate and edits of a bank."""
+    """Return base model, settings, kind of gate, calibration and edits of a bank."""
     return {
         "format": FORMAT,
         "base": {**asdict(bank.base), "sketch": list(bank.base.sketch)},
         "settings": {name: getattr(bank, name) for name in SETTINGS},
         "gate": bank.gate.kind,
+        "calibration": bank.calibration,
         "edits": [to_plain(record) for record in bank.history.records],
     }
 

@@ -1,23 +1,21 @@
 """Choose by trial what does not carry over from one model to another.
 
 Learning rates, the layer and the gate's wording depend on the model. They are tried on edits of
-nobody's (:func:`~lightning_suite.scen.reference_data.calibration_edits`), in a bounded time, and
-what was found is kept as JSON, so that a run shows why it has the settings that it has.
+nobody's (:func:`~lightning_suite.scen.reference_data.calibration_edits`).
+:mod:`~lightning_suite.scen.calibrated` decides what is tried and keeps what was found.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from lightning_suite.files import write_json
 from lightning_suite.language.batching import token_budget_batches
 from lightning_suite.scen.answers import evaluating
 from lightning_suite.scen.augmentation import contexts
@@ -42,17 +40,19 @@ class ExpertTrial:
     """One setting of the experts, and what came of it.
 
     Attributes:
-        layer: Number of the decoder layer.
+        layer: Number of the decoder layer, or dotted name of the map.
         settings: Of the training.
         reliability: Share of the edits' prompts that get the target.
         generality: Share of other wordings that do, under a gate that is always right.
+        loss: Mean cross-entropy of the targets' tokens after other wordings, nats.
         seconds: That the trial took.
     """
 
-    layer: int
+    layer: str | int
     settings: ExpertSettings
     reliability: float
     generality: float
+    loss: float
     seconds: float
 
 
@@ -65,39 +65,39 @@ class GateTrial:
     recall: float
 
 
-def default_trials(model: nn.Module, settings: ExpertSettings) -> list[tuple[int, ExpertSettings]]:
-    """Return layers and learning rates to be tried, the usual ones first.
-
-    Layers at 5/8 (published), 3/4 and 1/2 of the depth; learning rates of the default and a factor
-    of three around it.
-    """
+def layers_to_try(model: nn.Module) -> list[int]:
+    """Return decoder layers at 5/8 (published), 3/4 and 1/2 of the depth, the usual one first."""
     depth = causal_lm(model).config.num_hidden_layers
-    layers = [round(depth * share) for share in (5 / 8, 3 / 4, 1 / 2)]
-    key = "change" if settings.kind == "full" else "b"
-    rates = [settings.rates[key] * factor for factor in (1.0, 1 / 3, 3.0)]
-    return [(layer, replace(settings, lr=lr)) for lr in rates for layer in layers]
+    return list(dict.fromkeys(round(depth * share) for share in (5 / 8, 3 / 4, 1 / 2)))
+
+
+def best_first(trials: Iterable[ExpertTrial]) -> list[ExpertTrial]:
+    """Order trials by the sum of reliability and generality, where equal by the loss."""
+    return sorted(trials, key=lambda trial: (-trial.reliability - trial.generality, trial.loss))
 
 
 def try_experts(
     model: nn.Module,
     prompts: PromptFormat,
-    trials: Iterable[tuple[int, ExpertSettings]],
+    trials: Iterable[tuple[str | int, ExpertSettings]],
     *,
     edits: Sequence[Edit] | None = None,
     seconds: float = 600.0,
+    on_trial: Callable[[ExpertTrial], None] | None = None,
 ) -> list[ExpertTrial]:
     """Train experts at several settings and see whether they answer in other words.
 
     Args:
         model: A Hugging Face causal LM or what holds one; no bank may act in it.
         prompts: How questions and answers are written.
-        trials: Numbers of layers, and settings; the most promising first.
+        trials: Layers as for :func:`~lightning_suite.scen.layer_choice.find_layer`, and settings;
+            the most promising first.
         edits: Default: 16 of the shipped calibration edits.
         seconds: No trial begins later than this; the first one always does.
+        on_trial: Called after each of them.
 
     Returns:
-        The trials that there was time for, the best first: by the sum of reliability and
-        generality, the earlier one where equal.
+        The trials that there was time for, as :func:`best_first` orders them.
     """
     edits = calibration_edits()[:16] if edits is None else edits
     lm = causal_lm(model)
@@ -113,17 +113,20 @@ def try_experts(
         tensors = trained.experts.tensors()
         own = [(edit.prompt, edit.target, i) for i, edit in enumerate(edits)]
         others = [(text, edit.target, i) for i, edit in enumerate(edits) for text in edit.rephrases]
-        right = answers_right(lm, module, prompts, tensors, [*own, *others]).float()
+        right, loss = answers_right(lm, module, prompts, tensors, [*own, *others])
         done.append(
             ExpertTrial(
                 number,
                 settings,
-                float(right[: len(own)].mean()),
-                float(right[len(own) :].mean()),
+                float(right[: len(own)].float().mean()),
+                float(right[len(own) :].float().mean()),
+                float(loss[len(own) :].mean()),
                 time.monotonic() - begun,
             )
         )
-    return sorted(done, key=lambda trial: -trial.reliability - trial.generality)
+        if on_trial is not None:
+            on_trial(done[-1])
+    return best_first(done)
 
 
 def answers_right(
@@ -132,8 +135,8 @@ def answers_right(
     prompts: PromptFormat,
     experts: dict[str, Tensor],
     asked: Sequence[tuple[str, str, int]],
-) -> Tensor:
-    """Return whether greedy generation gives the targets when given experts serve.
+) -> tuple[Tensor, Tensor]:
+    """Return whether greedy generation gives the targets when given experts serve, and their loss.
 
     Generation is not run: it gives the target, and stops, exactly where every token of the target
     is the likeliest one after those before it.
@@ -146,10 +149,11 @@ def answers_right(
         asked: N questions, their targets, and the rows of the experts that serve.
 
     Returns:
-        [N], bool.
+        [N], bool; and the mean cross-entropy of each target's tokens, the end among them, [N].
     """
     encoded = [prompts.encode_answer(question, target) for question, target, _ in asked]
     right = torch.zeros(len(asked), dtype=torch.bool)
+    loss = torch.zeros(len(asked))
     with evaluating(model):
         for rows in token_budget_batches([len(tokens) for tokens, _ in encoded], _TOKENS):
             batch = prompts.batch([encoded[row][0] for row in rows], "right")
@@ -172,14 +176,16 @@ def answers_right(
 
             handle = module.register_forward_hook(act)
             try:
-                chosen = model(**batch, use_cache=False).logits.argmax(-1)
+                logits = model(**batch, use_cache=False).logits
             finally:
                 handle.remove()
             for at, row in enumerate(rows):
                 tokens, n_prompt = encoded[row]
-                given = chosen[at, n_prompt - 1 : len(tokens) - 1].cpu()
-                right[row] = torch.equal(given, torch.tensor(tokens[n_prompt:]))
-    return right
+                given = logits[at, n_prompt - 1 : len(tokens) - 1].float().cpu()
+                target = torch.tensor(tokens[n_prompt:])
+                right[row] = torch.equal(given.argmax(-1), target)
+                loss[row] = cross_entropy(given, target)
+    return right, loss
 
 
 def try_gate(
@@ -217,33 +223,3 @@ def try_gate(
     for placeholder in placeholders[1:]:
         attempt(placeholder, best)
     return sorted(done, key=lambda trial: -trial.recall)
-
-
-def kept_calibration(
-    path: str | Path, model: nn.Module, prompts: PromptFormat, *, seconds: float = 1200.0
-) -> dict[str, Any]:
-    """Return what calibration found, from ``path`` where it is there, else by trial.
-
-    Args:
-        path: A JSON file, for example beside the bank.
-        model: The model, as for :func:`try_experts`.
-        prompts: How questions and answers are written.
-        seconds: Half of it for the experts, half for the gate.
-
-    Returns:
-        ``experts`` and ``gate``: all trials, the best first.
-    """
-    path = Path(path)
-    if not path.exists():
-        trials = default_trials(model, ExpertSettings())
-        found = try_experts(model, prompts, trials, seconds=seconds / 2)
-        encoder = PromptEncoder(model, prompts, found[0].layer)
-        write_json(
-            path,
-            {
-                "experts": [asdict(trial) for trial in found],
-                "gate": [asdict(trial) for trial in try_gate(encoder, seconds=seconds / 2)],
-            },
-        )
-    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return kept

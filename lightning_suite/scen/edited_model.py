@@ -61,6 +61,20 @@ class EditedModel:
             for question, edit in zip(questions, fired, strict=True)
         ]
 
+    def answers_with_reasons(self, questions: Sequence[str]) -> list[dict[str, Any]]:
+        """Return each question with the answers before and now, and the gate's decision."""
+        return [
+            {"prompt": question, "before": old.text, "answer": new.text, "finished": new.finished}
+            | vars(decision)
+            for question, old, new, decision in zip(
+                questions,
+                self._before(questions),
+                self.answer(questions),
+                self.route(questions),
+                strict=True,
+            )
+        ]
+
     def teacher_forced(self, questions: Sequence[str], answers: Sequence[str]) -> TeacherForced:
         """Return how likely the edited model finds given answers."""
         if self._bank is None:

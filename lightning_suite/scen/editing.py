@@ -13,7 +13,7 @@ bank.explain("Which city is the capital of France?")
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -21,12 +21,13 @@ from typing import Any
 
 from torch import nn
 
-from lightning_suite.errors import check_choice
+from lightning_suite.errors import SuiteError, check_choice, did_you_mean
 from lightning_suite.scen.answer_states import Positions
 from lightning_suite.scen.attachment import without_experts
 from lightning_suite.scen.augmentation import contexts
 from lightning_suite.scen.bank import ExpertBank
 from lightning_suite.scen.bank_file import load_bank
+from lightning_suite.scen.calibrated import calibrated_experts, calibrated_gate
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.expert_table import ExpertKind
@@ -34,7 +35,7 @@ from lightning_suite.scen.expert_training import ExpertTask, train_experts
 from lightning_suite.scen.experts import ExpertSettings, TrainedExperts
 from lightning_suite.scen.fingerprint import check_base, identify
 from lightning_suite.scen.gates.base import Gate
-from lightning_suite.scen.layer_choice import causal_lm
+from lightning_suite.scen.layer_choice import causal_lm, find_layer
 from lightning_suite.scen.prompts import PromptFormat
 
 # kind -> class; imported when it is wanted
@@ -86,6 +87,8 @@ def new_bank(
     positions: Positions | None = None,
     dtype: str | None = None,
     template: str | None = None,
+    calibrate: bool = False,
+    training: Mapping[str, Any] | None = None,
 ) -> ExpertBank:
     """Make an empty bank for a model.
 
@@ -100,21 +103,35 @@ def new_bank(
         positions: Likewise.
         dtype: Likewise.
         template: Likewise.
+        calibrate: Choose by trial, once for a model, what is not given of layer, learning rate,
+            and wording of the gate ``subject``; see :mod:`~lightning_suite.scen.calibrated`.
+            Takes minutes, unless it was done before or for a model whose outcome is known.
+        training: Fields of :class:`~lightning_suite.scen.experts.ExpertSettings` that the trials
+            keep to; only read to calibrate.
 
     Raises:
         SuiteError: A name is unknown.
     """
+    options: dict[str, Any] = {"expert": expert, "rank": rank, "positions": positions}
+    options |= {"dtype": dtype, "template": template}
+    chosen: dict[str, Any] = {}
+    wording: dict[str, Any] = {}
+    if calibrate:
+        prompts = PromptFormat.for_model(causal_lm(model), tokenizer, template)
+        plan = ExpertBank(identify(model, layer), make_gate(gate), **options)
+        with without_experts(causal_lm(model)):
+            chosen["experts"] = calibrated_experts(
+                model, prompts, expert_settings(plan, training or {}), layer
+            )
+            layer = chosen["experts"]["layer"]
+            if gate == "subject" and not {"placeholder", "probe"} & {*(gate_options or {})}:
+                name = find_layer(model, layer)[0]
+                chosen["gate"] = calibrated_gate(model, prompts, name)
+                wording = {key: chosen["gate"][key] for key in ("placeholder", "probe")}
     base = identify(model, layer)
     encoder = encoder_for(model, tokenizer, base.layer, template)
-    return ExpertBank(
-        base,
-        make_gate(gate, encoder, **gate_options or {}),
-        expert=expert,
-        rank=rank,
-        positions=positions,
-        dtype=dtype,
-        template=template,
-    )
+    made = make_gate(gate, encoder, **{**wording, **(gate_options or {})})
+    return ExpertBank(base, made, **options, calibration=chosen)
 
 
 def open_bank(
@@ -142,6 +159,84 @@ def open_bank(
     return bank
 
 
+def expert_settings(bank: ExpertBank, training: Mapping[str, Any]) -> ExpertSettings:
+    """Return how experts of a bank are trained.
+
+    Args:
+        bank: Says kind, rank and positions, and the learning rate where it was calibrated.
+        training: Other fields of :class:`~lightning_suite.scen.experts.ExpertSettings`; they count
+            before what was calibrated.
+
+    Raises:
+        SuiteError: A field is unknown or has a value that means nothing.
+    """
+    fixed: dict[str, Any] = {"kind": bank.expert, "rank": bank.rank, "positions": bank.positions}
+    known = {field.name for field in fields(ExpertSettings)} - set(fixed)
+    for name in training:
+        if name not in known:
+            raise SuiteError(
+                f"training: {name!r} is not known.{did_you_mean(name, known)} "
+                f"Choose from: {', '.join(sorted(known))}."
+            )
+    chosen = bank.calibration.get("experts", {})
+    return ExpertSettings(**{**fixed, "lr": chosen.get("lr"), **training})
+
+
+def check_settings(bank: ExpertBank, name: str, wanted: Mapping[str, Any]) -> None:
+    """Refuse to go on with a bank that was made with other settings.
+
+    Args:
+        bank: It counts; where it is empty anything goes.
+        name: Of its file, for the message.
+        wanted: ``gate``, ``expert`` and ``rank``.
+
+    Raises:
+        SuiteError: One of them is another.
+    """
+    here = {"gate": bank.gate.kind, "expert": bank.expert, "rank": bank.rank}
+    if bank.expert == "full":
+        del here["rank"]  # means nothing there
+    for key, value in here.items():
+        if len(bank.table) and wanted[key] != value:
+            raise SuiteError(
+                f"{name}: the bank has {key} {value!r}, and this run asks for {wanted[key]!r}. "
+                "Take the bank's, or another file."
+            )
+
+
+def train_edits(
+    bank: ExpertBank,
+    model: nn.Module,
+    prompts: PromptFormat,
+    edits: Sequence[Edit],
+    settings: ExpertSettings,
+    *,
+    learn_paraphrases: bool = True,
+    learn_contexts: bool = True,
+) -> TrainedExperts:
+    """Train experts for a bank, without inserting them.
+
+    Args:
+        bank: Says which map is edited.
+        model: The causal LM, in which no expert acts.
+        prompts: How questions and answers are written.
+        edits: At least one.
+        settings: How experts are trained.
+        learn_paraphrases: Whether experts learn from the edits' paraphrases too.
+        learn_contexts: And after prompts on other matters, see
+            :mod:`~lightning_suite.scen.augmentation`.
+    """
+    tasks = [
+        ExpertTask.of(
+            edit,
+            paraphrases=learn_paraphrases,
+            contexts=contexts(edit) if learn_contexts else (),
+        )
+        for edit in edits
+    ]
+    return train_experts(model, prompts, bank.base.layer, tasks, settings)
+
+
 def add_edits(
     bank: ExpertBank,
     model: nn.Module,
@@ -159,6 +254,7 @@ def add_edits(
         tokenizer: Of the model.
         edits: New edits.
         settings: How experts are trained; kind, rank and positions are the bank's in any case.
+            None: the defaults, with the learning rate that the bank was calibrated to.
         update: As for :meth:`~lightning_suite.scen.bank.ExpertBank.insert`.
 
     Raises:
@@ -169,15 +265,11 @@ def add_edits(
     bank.history.replaced_by(edits, update=update)
     lm = causal_lm(model)
     prompts = PromptFormat.for_model(lm, tokenizer, bank.template)
-    chosen = replace(
-        settings or ExpertSettings(),
-        kind=bank.expert,
-        rank=bank.rank,
-        positions=bank.positions,
-    )
+    chosen = expert_settings(bank, {})
+    if settings is not None:
+        chosen = replace(settings, kind=chosen.kind, rank=chosen.rank, positions=chosen.positions)
     with without_experts(lm):
-        tasks = [ExpertTask.of(edit, contexts=contexts(edit)) for edit in edits]
-        trained = train_experts(lm, prompts, bank.base.layer, tasks, chosen)
+        trained = train_edits(bank, lm, prompts, edits, chosen)
     bank.insert(edits, trained.experts.tensors(), training_notes(trained), update=update)
     return trained
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,3 +82,25 @@ class Locality(Metric):
             "all": self.same.sum() / self.total.sum(),
             **dict(zip(self.kinds, shares, strict=True)),
         }
+
+
+def group_metrics(
+    notes: Sequence[Mapping[str, Any]], fired: int, seconds: float, edits: int
+) -> dict[str, float]:
+    """Return what ``fit`` logs of a group of edits.
+
+    Args:
+        notes: What training said of each, see
+            :func:`~lightning_suite.scen.editing.training_notes`; at least one.
+        fired: How many of their own prompts the gate gives to them.
+        seconds: That the group took, gate and all.
+        edits: In the bank now.
+    """
+    count = len(notes)
+    return {
+        "scen/loss": sum(note["loss"] for note in notes) / count,
+        "scen/success": sum(note["learned"] for note in notes) / count,
+        "scen/fired_rate": fired / count,
+        "scen/edits_per_second": count / seconds,
+        "scen/edits": float(edits),
+    }

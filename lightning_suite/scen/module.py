@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -12,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from lightning_suite.errors import SuiteError, did_you_mean
+from lightning_suite.errors import SuiteError
 from lightning_suite.language.loading import (
     causal_lm_from_config,
     causal_lm_from_pretrained,
@@ -22,15 +21,16 @@ from lightning_suite.run_folder import RunFolder
 from lightning_suite.scen.answer_states import Positions
 from lightning_suite.scen.answers import Answerer
 from lightning_suite.scen.attachment import Attachment, attach
-from lightning_suite.scen.augmentation import contexts
-from lightning_suite.scen.bank import ExpertBank
 from lightning_suite.scen.bank_file import bank_exists, save_bank
 from lightning_suite.scen.baselines.choose import read_baselines
 from lightning_suite.scen.edited_model import EditedModel
 from lightning_suite.scen.editing import (
     DEFAULT_GATE,
+    check_settings,
+    expert_settings,
     new_bank,
     open_bank,
+    train_edits,
     training_notes,
 )
 from lightning_suite.scen.edits import Edit
@@ -41,11 +41,10 @@ from lightning_suite.scen.evaluation_tables import (
     write_training,
 )
 from lightning_suite.scen.expert_table import ExpertKind
-from lightning_suite.scen.expert_training import ExpertTask, train_experts
-from lightning_suite.scen.experts import ExpertSettings, TrainedExperts
-from lightning_suite.scen.metrics import Reliability
+from lightning_suite.scen.experts import TrainedExperts
+from lightning_suite.scen.metrics import Reliability, group_metrics
 from lightning_suite.scen.prompts import PromptFormat
-from lightning_suite.scen.ranks import gather, gather_experts
+from lightning_suite.scen.ranks import gather, gather_experts, shared_out
 from lightning_suite.scen.records import stored_edit
 from lightning_suite.scen.scoring import final_metrics, score_bank
 
@@ -97,6 +96,10 @@ class SCENModule(LightningModule):
         training: How experts are trained: fields of
             :class:`~lightning_suite.scen.experts.ExpertSettings` such as ``lr``, ``steps`` and
             ``seed``; what is not given has its value there.
+        calibrate: Choose by trial on facts of nobody's, once for a model, what is left open of
+            ``layer``, the learning rate (``training``), and the words of the gate ``subject``;
+            :mod:`lightning_suite.scen.calibrated` says how. The bank keeps what was chosen and on
+            what data.
         learn_paraphrases: Whether experts learn from the edits' paraphrases too; the gate does.
         learn_contexts: Whether experts also learn to give their answer after prompts on other
             matters, so that the wording of a question that the gate recognises does not matter;
@@ -144,6 +147,7 @@ class SCENModule(LightningModule):
         positions: Positions | None = None,
         expert_dtype: str | None = None,
         training: dict[str, Any] | None = None,
+        calibrate: bool = False,
         learn_paraphrases: bool = True,
         learn_contexts: bool = True,
         bank: str | None = None,
@@ -192,8 +196,11 @@ class SCENModule(LightningModule):
                 positions=positions,
                 dtype=expert_dtype,
                 template=prompt_template,
+                calibrate=calibrate,
+                training=training,
             )
-        self.settings = _expert_settings(self.bank, training or {})
+        self._say_what_was_chosen()
+        self.settings = expert_settings(self.bank, training or {})
         self.prompts = PromptFormat.for_model(self.model, self.tokenizer, self.bank.template)
         self.answerer = Answerer(
             self.model,
@@ -213,19 +220,8 @@ class SCENModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse to continue a bank with other settings."""
-        if stage != "fit" or self.hparams["bank"] is None or not len(self.bank.table):
-            return
-        for name, here in (
-            ("gate", self.bank.gate.kind),
-            ("expert", self.bank.expert),
-            ("rank", self.bank.rank),
-        ):
-            wanted = self.hparams[name]
-            if wanted != here and not (name == "rank" and self.bank.expert == "full"):
-                raise SuiteError(
-                    f"{self.hparams['bank']}: the bank has {name} {here!r}, and this run asks for "
-                    f"{wanted!r}. Take the bank's, or another file."
-                )
+        if stage == "fit" and self.hparams["bank"] is not None:
+            check_settings(self.bank, self.hparams["bank"], self.hparams)
 
     def training_step(self, batch: Iterable[Edit], batch_idx: int) -> None:
         """Train the experts of a group of edits and commit them to the bank."""
@@ -281,13 +277,15 @@ class SCENModule(LightningModule):
         return [edit for edit in batch if held.get(edit.id) != stored_edit(edit)]
 
     def _train(self, group: Sequence[Edit]) -> TrainedExperts:
-        wanted = bool(self.hparams["learn_paraphrases"])
-        more = [contexts(edit) if self.hparams["learn_contexts"] else [] for edit in group]
-        tasks = [
-            ExpertTask.of(edit, paraphrases=wanted, contexts=asked)
-            for edit, asked in zip(group, more, strict=True)
-        ]
-        return train_experts(self.model, self.prompts, self.bank.base.layer, tasks, self.settings)
+        return train_edits(
+            self.bank,
+            self.model,
+            self.prompts,
+            group,
+            self.settings,
+            learn_paraphrases=self.hparams["learn_paraphrases"],
+            learn_contexts=self.hparams["learn_contexts"],
+        )
 
     def _commit(self) -> None:
         folder = self._run_folder()  # on every rank
@@ -300,19 +298,12 @@ class SCENModule(LightningModule):
     def _log_group(
         self, edits: Sequence[Edit], notes: Sequence[dict[str, Any]], seconds: float
     ) -> None:
-        count = len(edits)
         with self._attached() as handle:
             decisions = handle.explain([edit.prompt for edit in edits])
         fired = sum(d.fired == edit.id for d, edit in zip(decisions, edits, strict=True))
         # every rank has the whole group's numbers
-        values = {
-            "scen/loss": sum(note["loss"] for note in notes) / count,
-            "scen/success": sum(note["learned"] for note in notes) / count,
-            "scen/fired_rate": fired / count,
-            "scen/edits_per_second": count / seconds,
-            "scen/edits": float(len(self.bank)),
-        }
-        self.log_dict(values, prog_bar=True, batch_size=count)
+        values = group_metrics(notes, fired, seconds, len(self.bank))
+        self.log_dict(values, prog_bar=True, batch_size=len(edits))
 
     # --- validate, test, predict ------------------------------------------------------------------
 
@@ -340,19 +331,13 @@ class SCENModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Score bank and baselines on all edits, each rank its own, and write the tables."""
-        everywhere = gather(self._asked)
-        order = {edit.id: slot for slot, edit in enumerate(self.bank.edits)}
-        edits = list({edit.id: edit for of_rank in everywhere for edit in of_rank}.values())
-        edits.sort(key=lambda edit: order.get(edit.id, len(order)))  # as they were made
-        if not any(edit.id in order for edit in edits):
+        edits, own = shared_out(self._asked, [edit.id for edit in self.bank.edits])
+        if not len(self.bank) or not {edit.id for edit in edits} & {e.id for e in self.bank.edits}:
             raise SuiteError(
-                f"the bank ({self.hparams['bank']}, {len(order)} edits) holds none of the "
+                f"the bank ({self.hparams['bank']}, {len(self.bank)} edits) holds none of the "
                 f"{len(edits)} edits to be tested. Make them first: lightning-suite fit with the "
                 "same configuration; then test with its bank or --ckpt_path."
             )
-        before = everywhere[: self.global_rank]
-        taken = {edit.id for of_rank in before for edit in of_rank}
-        own = {edit.id for edit in self._asked} - taken
         rows, forced = score_bank(
             self.bank,
             self.answerer,
@@ -373,24 +358,15 @@ class SCENModule(LightningModule):
 
     def predict_step(self, batch: Sequence[str], batch_idx: int) -> list[dict[str, Any]]:
         """Answer questions; say which edit did, or came nearest, and by what margin."""
-        before, system = self._predicting
-        rows = [
-            {"prompt": question, "before": old.text, "answer": new.text, "finished": new.finished}
-            | vars(decision)
-            for question, old, new, decision in zip(
-                batch, before(batch), system.answer(batch), system.route(batch), strict=True
-            )
-        ]
+        rows = self._predicting.answers_with_reasons(batch)
         self._answers += rows
         return rows
 
     def on_predict_start(self) -> None:
         """Put all edits in force."""
         self._answers = []
-        before = BaseAnswers(self.answerer)
-        system = EditedModel(self.bank, self.answerer, before)
-        system.edit(self.bank.edits)
-        self._predicting = before, system
+        self._predicting = EditedModel(self.bank, self.answerer, BaseAnswers(self.answerer))
+        self._predicting.edit(self.bank.edits)
 
     def on_predict_end(self) -> None:
         """Write the answers of all ranks into the run's folder."""
@@ -407,6 +383,14 @@ class SCENModule(LightningModule):
             allow_other_weights=self.hparams["allow_other_weights"],
         )
 
+    def _say_what_was_chosen(self) -> None:
+        for what, found in self.bank.calibration.items():
+            chosen = {k: v for k, v in found.items() if k not in ("trials", "data")}
+            rank_zero_info(
+                f"calibrated on {found['data']}: {what} "
+                + ", ".join(f"{key} {value!r}" for key, value in chosen.items())
+            )
+
     def _run_folder(self) -> RunFolder | None:
         """Return the run's folder on the first rank; to be called on all."""
         log_dir = self.trainer.log_dir  # a broadcast
@@ -417,15 +401,3 @@ class SCENModule(LightningModule):
         ):
             return None
         return RunFolder(log_dir)
-
-
-def _expert_settings(bank: ExpertBank, training: dict[str, Any]) -> ExpertSettings:
-    fixed: dict[str, Any] = {"kind": bank.expert, "rank": bank.rank, "positions": bank.positions}
-    known = {field.name for field in fields(ExpertSettings)} - set(fixed)
-    for name in training:
-        if name not in known:
-            raise SuiteError(
-                f"training: {name!r} is not known.{did_you_mean(name, known)} "
-                f"Choose from: {', '.join(sorted(known))}."
-            )
-    return ExpertSettings(**fixed, **training)

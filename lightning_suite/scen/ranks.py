@@ -23,6 +23,22 @@ def gather(items: Sequence[T]) -> list[list[T]]:
     return found
 
 
+def shared_out(asked: Sequence[Edit], made: Sequence[str]) -> tuple[list[Edit], set[str]]:
+    """Return the edits of all ranks, each once, and which of them are this rank's to score.
+
+    Args:
+        asked: The edits of this rank; some may be another's too.
+        made: Ids in the order in which edits were made, which is that of the edits returned.
+    """
+    everywhere = gather(asked)
+    order = {edit_id: place for place, edit_id in enumerate(made)}
+    edits = list({edit.id: edit for of_rank in everywhere for edit in of_rank}.values())
+    edits.sort(key=lambda edit: order.get(edit.id, len(order)))
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    taken = {edit.id for of_rank in everywhere[:rank] for edit in of_rank}
+    return edits, {edit.id for edit in asked} - taken
+
+
 def gather_experts(
     edits: Sequence[Edit],
     notes: Sequence[dict[str, Any]],

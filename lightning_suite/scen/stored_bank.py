@@ -13,6 +13,7 @@ from lightning_suite.scen.records import EditRecord, History, from_plain
 
 WHAT = "lightning-suite expert bank"
 _KEYS = {"what", "format", "base", "settings", "gate", "gate_state", "edits", "tensors"}
+_CALIBRATION = "calibration"  # may be missing
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class StoredBank:
         settings: Of :class:`~lightning_suite.scen.bank.ExpertBank`.
         gate: Kind of the gate.
         gate_state: Its plain values.
+        calibration: What was chosen by trial; empty where nothing was.
         history: All edits.
         tensors: Size, hash, and type and shape by name, of the other file.
     """
@@ -34,6 +36,7 @@ class StoredBank:
     settings: dict[str, Any]
     gate: str
     gate_state: Any
+    calibration: dict[str, Any]
     history: History
     tensors: dict[str, Any]
 
@@ -81,7 +84,7 @@ def read_bank(path: str | Path) -> StoredBank:
     try:
         check_format(value.get("format"))
         for part, keys in (
-            (value, _KEYS),
+            (value, _KEYS | ({_CALIBRATION} & set(value))),
             (value["settings"], set(SETTINGS)),
             (value["tensors"], {"bytes", "sha256", "of"}),
         ):
@@ -93,10 +96,11 @@ def read_bank(path: str | Path) -> StoredBank:
             value["settings"],
             str(value["gate"]),
             value["gate_state"],
+            dict(value.get(_CALIBRATION, {})),
             History([from_plain(record) for record in value["edits"]]),
             value["tensors"],
         )
     except SuiteError as err:
         raise SuiteError(f"{file}: {err}") from err
-    except (KeyError, TypeError, AttributeError) as err:
+    except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise SuiteError(f"{file}: is damaged: {err!r}.") from err

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from glass_lm import glass_model, glass_tokenizer
 
-from lightning_suite.scen import calibration
 from lightning_suite.scen.answers import Answer, Answerer, right_answer
-from lightning_suite.scen.calibration import answers_right, try_experts, try_gate
+from lightning_suite.scen.calibration import (
+    ExpertTrial,
+    answers_right,
+    best_first,
+    try_experts,
+    try_gate,
+)
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.expert_training import ExpertTask, train_experts
 from lightning_suite.scen.experts import ExpertSettings
-from lightning_suite.scen.layer_choice import find_layer
+from lightning_suite.scen.layer_choice import find_layer, layer_shape
 from lightning_suite.scen.prompts import PromptFormat
 
 EDITS = [
@@ -44,7 +47,7 @@ def test_likeliest_tokens_tell_what_generation_would(prompts: PromptFormat) -> N
         for slot, edit in enumerate(EDITS):
             for question in (edit.prompt, *edit.rephrases):
                 asked = [(question, edit.target, slot)]
-                claimed = answers_right(model, module, prompts, tensors, asked).item()
+                claimed = answers_right(model, module, prompts, tensors, asked)[0].item()
                 chosen = {name: tensor[[slot]] for name, tensor in tensors.items()}
                 (answer,) = _generated(model, module, prompts, chosen, question)
                 assert claimed == right_answer(answer, edit.target)
@@ -81,22 +84,33 @@ def test_the_better_of_two_settings_comes_first(prompts: PromptFormat) -> None:
     assert worst.reliability < best.reliability
 
 
+def test_where_all_is_right_the_smaller_loss_comes_first() -> None:
+    usual, sure, worse = (
+        ExpertTrial(layer, ExpertSettings(), 1.0, generality, loss, 0.0)
+        for layer, generality, loss in ((19, 1.0, 0.2), (22, 1.0, 0.1), (15, 0.9, 0.0))
+    )
+    assert best_first([usual, sure, worse]) == [sure, usual, worse]
+
+
+def test_the_loss_of_a_target_is_the_models_own(prompts: PromptFormat) -> None:
+    """Experts that do nothing: transformers computes the same loss from labels."""
+    model = glass_model()
+    _, module = find_layer(model, LAYER)
+    nothing = {
+        "a": torch.zeros(1, 2, module.in_features),
+        "b": torch.zeros(1, module.out_features, 2),
+    }
+    _, (loss,) = answers_right(model, module, prompts, nothing, [("The dog is", "very big", 0)])
+    tokens, n_prompt = prompts.encode_answer("The dog is", "very big")
+    labels = torch.tensor([[-100] * n_prompt + tokens[n_prompt:]])
+    with torch.no_grad():
+        truth = model(torch.tensor([tokens]), labels=labels).loss
+    torch.testing.assert_close(loss, truth)
+
+
 def test_no_trial_begins_when_time_is_up(prompts: PromptFormat) -> None:
     trials = [(LAYER, ExpertSettings(steps=steps)) for steps in (1, 2, 3)]
     done = try_experts(glass_model(), prompts, trials, edits=EDITS[:1], seconds=0)
     assert [trial.settings.steps for trial in done] == [1]
     encoder = PromptEncoder(glass_model(), prompts)
     assert [t.placeholder for t in try_gate(encoder, placeholders=("it", "X"), seconds=0)] == ["it"]
-
-
-def test_what_was_found_is_kept_beside_the_run(
-    prompts: PromptFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(calibration, "calibration_edits", lambda: tuple(EDITS))
-    path = tmp_path / "calibration.json"
-    model = glass_model()
-    found = calibration.kept_calibration(path, model, prompts, seconds=0)
-    assert found == json.loads(path.read_text())
-    assert 0 <= found["gate"][0]["recall"] <= 1
-    path.write_text(json.dumps({"experts": "kept"}))
-    assert calibration.kept_calibration(path, model, prompts) == {"experts": "kept"}

@@ -15,6 +15,8 @@ from tiny_editing import edit_rows, module_options, write_edits, write_model
 
 from lightning_suite import EditDataModule, SCENModule
 from lightning_suite.errors import SuiteError
+from lightning_suite.scen import editing
+from lightning_suite.scen import module as scen_module
 from lightning_suite.scen.bank_file import read_bank
 from lightning_suite.scen.edited_model import EditedModel, subset
 from lightning_suite.scen.evaluation import BaseAnswers
@@ -92,6 +94,25 @@ def test_fit_makes_all_edits_and_says_how(edited: tuple[Trainer, SCENModule]) ->
     assert {row["learned"] for row in training} == {"1"}
     stored = read_bank(artifacts(run) / "bank")
     assert [record.edit.id for record in stored.records] == [f"e{n}" for n in range(EDITS)]
+
+
+def test_what_was_chosen_by_trial_is_said_kept_and_used(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {"layer": "model.layers.2.mlp.down_proj", "lr": 0.04, "trials": [], "data": "facts"}
+    monkeypatch.setattr(editing, "calibrated_experts", lambda *_args: chosen)
+    said: list[str] = []
+    monkeypatch.setattr(scen_module, "rank_zero_info", said.append)
+    options = module_options(model, bank=str(tmp_path / "facts"), layer=None, calibrate=True)
+    del options["training"]["lr"]
+    module = SCENModule(**options)
+    assert module.bank.base.layer == chosen["layer"]
+    assert module.settings.lr == 0.04
+    assert any("0.04" in line and "facts" in line for line in said)
+    trainer(tmp_path, limit_val_batches=0).fit(module, EditDataModule(str(source), limit=2))
+    assert read_bank(tmp_path / "facts").calibration == {"experts": chosen}
+    monkeypatch.undo()
+    assert SCENModule(**options).settings.lr == 0.04, "a bank that is there says it itself"
 
 
 def test_the_model_is_not_changed(edited: tuple[Trainer, SCENModule], model: Path) -> None:

@@ -85,6 +85,7 @@ def show(bank: str, id: str | None = None) -> int:
         "weights": f"sha256 {stored.base.sha256[:16]}…",
         **stored.settings,
         "gate": stored.gate,
+        **{f"chosen: {what}": _chosen(found) for what, found in stored.calibration.items()},
         "edits": ", ".join(f"{number} {status}" for status, number in statuses.items()) or "none",
         "bytes": f"{stored.tensors['bytes']:,}",
     }
@@ -233,7 +234,14 @@ def _words(record: EditRecord) -> str:
 
 
 def _facts(facts: dict[str, Any]) -> str:
-    return "\n".join(f"{key:<12} {_plain(value)}" for key, value in facts.items())
+    width = max(12, *map(len, facts))
+    return "\n".join(f"{key:<{width}} {_plain(value)}" for key, value in facts.items())
+
+
+def _chosen(found: dict[str, Any]) -> str:
+    """Return what calibration chose, and on what data."""
+    values = ", ".join(f"{k} {v!r}" for k, v in found.items() if k not in ("trials", "data"))
+    return f"{values} (by {count(len(found['trials']), 'trial')} on {found['data']})"
 
 
 def _plain(value: Any) -> str:

@@ -1,0 +1,242 @@
+"""Settings that were chosen by trial for a model: found once, kept, and looked up from then on.
+
+What was found is kept by a hash of all that it depends on: the model's weights, the template, the
+settings that were not tried, and the calibration facts. So nothing has to be told apart by name,
+and a change of any of them is a new trial. Where nobody has tried, the trials take minutes; for the
+small model of the examples they come with the package (``data/calibrations.jsonl``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from importlib.resources import files
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from lightning_suite.files import write_json
+from lightning_suite.language.gguf import cache_folder
+from lightning_suite.scen import calibration
+from lightning_suite.scen.calibration import ExpertTrial, best_first, try_experts, try_gate
+from lightning_suite.scen.edits import Edit
+from lightning_suite.scen.encoder import PromptEncoder
+from lightning_suite.scen.experts import ExpertSettings
+from lightning_suite.scen.layer_choice import causal_lm, find_layer
+from lightning_suite.scen.prompts import PromptFormat
+from lightning_suite.scen.reference_data import calibration_edits
+
+FORMAT = 1
+EDITS = 16  # that each setting is tried on
+# Of each parameter, as many numbers go into the hash: any training moves nearly all of them.
+_NUMBERS = 4096
+_QUESTION = "What is this?"  # shows what the template makes of a question
+_SHIPPED = "calibrations.jsonl"
+_WORDINGS = "relation_wordings.jsonl"
+
+
+def calibrated_experts(
+    model: nn.Module, prompts: PromptFormat, settings: ExpertSettings, layer: str | int | None
+) -> dict[str, Any]:
+    """Choose the layer and the learning rate of experts, or look up what was chosen.
+
+    Layers at 5/8, 3/4 and 1/2 of the depth are tried at the usual learning rate, then a third of it
+    and three times as much on the best one. What is given is not varied. The outcome depends on
+    nothing but the arguments.
+
+    Args:
+        model: A Hugging Face causal LM or what holds one; no bank may act in it.
+        prompts: How questions and answers are written.
+        settings: Of the training; ``lr`` None: to be chosen.
+        layer: As for :func:`~lightning_suite.scen.layer_choice.find_layer`; None: to be chosen.
+
+    Returns:
+        Plain values: ``layer`` (dotted name), ``lr``, ``trials`` (the best first), ``data``.
+    """
+    edits = calibration_edits()[:EDITS]
+    wordings = _data_hash(_WORDINGS)
+    facts = {
+        "what": "experts",
+        "settings": asdict(settings),
+        "layer": layer,
+        "edits": [len(edits), wordings],
+        "contexts": _data_hash("reference_questions.jsonl"),
+    }
+    key = _key(model, prompts, facts)
+
+    def find() -> dict[str, Any]:
+        with _fast(model):
+            trials = _tried(model, prompts, settings, layer, edits)
+        best = trials[0]
+        return {
+            "layer": find_layer(model, best.layer)[0],
+            "lr": best.settings.lr,
+            "trials": [_plain(trial) for trial in trials],
+            "data": f"{len(edits)} shipped calibration facts, {wordings[:12]}",
+        }
+
+    return _kept(key, "layer and learning rate", find)
+
+
+def calibrated_gate(model: nn.Module, prompts: PromptFormat, layer: str) -> dict[str, Any]:
+    """Choose placeholder and probe of the gate ``subject``, or look up what was chosen.
+
+    Args:
+        model: As for :func:`calibrated_experts`.
+        prompts: Likewise.
+        layer: Dotted name of the edited map, which this gate does not read.
+
+    Returns:
+        Plain values: ``placeholder``, ``probe``, ``trials`` (the best first), ``data``.
+    """
+    wordings = _data_hash(_WORDINGS)
+    facts = {
+        "what": "gate",
+        "placeholders": list(calibration.PLACEHOLDERS),
+        "probes": list(calibration.PROBES),
+        "wordings": wordings,
+    }
+    key = _key(model, prompts, facts)
+
+    def find() -> dict[str, Any]:
+        with _fast(model):
+            trials = try_gate(PromptEncoder(model, prompts, layer), seconds=math.inf)
+        return {
+            "placeholder": trials[0].placeholder,
+            "probe": trials[0].probe,
+            "trials": [asdict(trial) for trial in trials],
+            "data": f"wordings of the shipped calibration relations, {wordings[:12]}",
+        }
+
+    return _kept(key, "placeholder and probe of the gate", find)
+
+
+def _tried(
+    model: nn.Module,
+    prompts: PromptFormat,
+    settings: ExpertSettings,
+    layer: str | int | None,
+    edits: tuple[Edit, ...],
+) -> list[ExpertTrial]:
+    """Try layers first, then learning rates on the best one; return the trials, the best first."""
+    name = "change" if settings.kind == "full" else "b"
+    usual = settings.rates[name]
+    layers: list[str | int] = (
+        [layer] if layer is not None else [*calibration.layers_to_try(causal_lm(model))]
+    )
+    done = try_experts(
+        model,
+        prompts,
+        [(each, replace(settings, lr=usual)) for each in layers],
+        edits=edits,
+        seconds=math.inf,
+        on_trial=_report,
+    )
+    if settings.lr is None:
+        chosen = done[0].layer
+        done += try_experts(
+            model,
+            prompts,
+            [(chosen, replace(settings, lr=usual * factor)) for factor in (1 / 3, 3.0)],
+            edits=edits,
+            seconds=math.inf,
+            on_trial=_report,
+        )
+    return best_first(done)
+
+
+def _report(trial: ExpertTrial) -> None:
+    rank_zero_info(
+        f"calibration: layer {trial.layer}, lr {trial.settings.rates}: reliability "
+        f"{trial.reliability:.2f}, generality {trial.generality:.2f}, loss {trial.loss:.3g} "
+        f"({trial.seconds:.0f} s)"
+    )
+
+
+def _plain(trial: ExpertTrial) -> dict[str, Any]:
+    return {
+        "layer": trial.layer,
+        "lr": trial.settings.lr,
+        "reliability": round(trial.reliability, 4),
+        "generality": round(trial.generality, 4),
+        "loss": float(f"{trial.loss:.4g}"),
+    }
+
+
+def _kept(key: str, what: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what is kept under ``key``: in the package, in the cache, or found now."""
+    shipped = _shipped().get(key)
+    if shipped is not None:
+        return shipped
+    path = cache_folder() / "calibration" / f"{key}.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["key"] == key:
+            found: dict[str, Any] = kept["found"]
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or no such file: it is written anew
+    rank_zero_info(f"calibration: {what} are chosen by trial, once for this model …")
+    start = time.monotonic()
+    found = find()
+    write_json(path, {"key": key, "found": found})
+    rank_zero_info(f"calibration: {time.monotonic() - start:.0f} s; kept in {path}")
+    return found
+
+
+def _shipped() -> dict[str, dict[str, Any]]:
+    file = files("lightning_suite").joinpath("data", _SHIPPED)
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return {row["key"]: row["found"] for row in rows}
+
+
+def _key(model: nn.Module, prompts: PromptFormat, facts: Mapping[str, Any]) -> str:
+    return _hash(
+        {
+            "format": FORMAT,
+            "model": weights_hash(causal_lm(model)),
+            "prompt": prompts.encode_answer(_QUESTION, "Yes"),
+            **facts,
+        }
+    )
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return a hash of names, shapes and types of all parameters, and of a sample of each."""
+    digest: Any = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, len(flat) // _NUMBERS)].cpu().contiguous()
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+        digest.update(sample.view(torch.uint8).numpy())
+    return str(digest.hexdigest())
+
+
+def _data_hash(name: str) -> str:
+    file = files("lightning_suite").joinpath("data", name)
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _fast(model: nn.Module) -> Iterator[None]:
+    """Move the model to an accelerator for a while: Lightning moves it there only later."""
+    home = next(model.parameters()).device
+    if home.type != "cpu" or not torch.cuda.is_available():
+        yield
+        return
+    model.to("cuda")
+    try:
+        yield
+    finally:
+        model.to(home)
