@@ -2,7 +2,7 @@
 
 ```
 <run>/
-  run.json               command, seed, configuration, versions, machine, time
+  run.json               command, seed, configuration, versions, machine, time, how it ended
   artifacts/index.json   what there is, with titles and captions
   artifacts/<name>.csv   tables
   artifacts/<name>.svg   figures, and the same as <name>.png
@@ -162,6 +162,7 @@ class RunFolder:
         seed: int | None,
         config: str | None,
         note: str = "",
+        state: Literal["running", "finished"] = "finished",
     ) -> None:
         """Write ``run.json``: how to make this run again, and on what it was made.
 
@@ -170,19 +171,37 @@ class RunFolder:
             seed: The seed, if one was set.
             config: The resolved configuration as text (YAML).
             note: A sentence for the reader of the report.
+            state: ``"running"`` if the record is written at the start; `finish` then ends it.
         """
         torch = sys.modules.get("torch")  # a record must not be the reason to load torch
         record = {
             "command": list(command),
             "seed": seed,
             "note": note,
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "state": state,
+            "time": _now(),
             "versions": {"python": platform.python_version(), **_versions()},
             "platform": platform.platform(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads() if torch else None,
             "config": config,
         }
+        write_json(self.path / "run.json", record)
+
+    def finish(self, stopped_by: str = "") -> None:
+        """Note in ``run.json`` that the run has ended, and when; without a record, do nothing.
+
+        Args:
+            stopped_by: What ended it before its time, such as an exception; empty if all went well.
+
+        Raises:
+            SuiteError: The record is damaged.
+        """
+        if not (record := self.record()):
+            return
+        record["state"] = "stopped" if stopped_by else "finished"
+        record["stopped_by"] = stopped_by
+        record["ended"] = _now()
         write_json(self.path / "run.json", record)
 
     def index(self) -> list[Artifact]:
@@ -229,6 +248,10 @@ def save_svg(figure: Figure, file: IO[bytes]) -> None:
     matplotlib = import_extra("matplotlib", "report")
     with matplotlib.rc_context(_SVG_RC):
         figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 _REDO = "Delete the file or run the command that made it again."

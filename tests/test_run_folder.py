@@ -154,3 +154,23 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(SuiteError, match=r"run\.json: expected a JSON object"):
         RunFolder(tmp_path).record()
+
+
+def test_a_record_that_was_begun_is_ended(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.finish()  # nothing was begun
+    assert list(tmp_path.iterdir()) == []
+    folder.write_record(command=["fit"], seed=1, config="a: 1", state="running")
+    assert folder.record()["state"] == "running"
+    before = folder.record()
+    folder.finish()
+    assert folder.record() == before | {
+        "state": "finished",
+        "stopped_by": "",
+        "ended": folder.record()["ended"],
+    }
+    folder.finish("KeyboardInterrupt")
+    assert (folder.record()["state"], folder.record()["stopped_by"]) == (
+        "stopped",
+        "KeyboardInterrupt",
+    )

@@ -65,6 +65,7 @@ class SaveRun(SaveConfigCallback):
     ) -> None:
         super().__init__(parser, config, **kwargs)
         self.command = command
+        self.folder: RunFolder | None = None  # while the run goes on, on rank zero
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write once, before the first batch."""
@@ -79,7 +80,27 @@ class SaveRun(SaveConfigCallback):
                 command=self.command,
                 seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
                 config=text,
+                state="running",
             )
+            self.folder = RunFolder(folder)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note that the run went through."""
+        self._end()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Note what stopped the run."""
+        text = " ".join(str(exception).split())[:300]
+        with suppress(OSError, SuiteError):  # the exception itself is what the user must see
+            self._end(f"{type(exception).__name__}{': ' if text else ''}{text}")
+
+    def _end(self, stopped_by: str = "") -> None:
+        """Complete ``run.json`` once, where this process has written it."""
+        folder, self.folder = self.folder, None
+        if folder is not None:
+            folder.finish(stopped_by)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

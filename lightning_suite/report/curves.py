@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_suite.extras import import_extra
 from lightning_suite.report.metrics import Panel, Series
@@ -21,12 +21,28 @@ _STAGES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 _LOG_RATIO = 30.0  # a positive quantity that spans more than this is drawn on a log axis
 
 
-def draw_panel(panel: Panel, series: Mapping[str, Series]) -> str:
+class Look(NamedTuple):
+    """How a line looks.
+
+    Attributes:
+        color: Hex colour.
+        dashes: matplotlib's line style.
+    """
+
+    color: str
+    dashes: str
+
+
+def draw_panel(
+    panel: Panel, series: Mapping[str, Series], looks: Mapping[str, Look] | None = None
+) -> str:
     """Return one panel as an SVG file.
 
     Args:
         panel: What to draw.
         series: All columns of the run.
+        looks: By label, for lines that look the same in several panels and whose key stands
+            outside of them; every line is then drawn, equal ones too.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -35,8 +51,12 @@ def draw_panel(panel: Panel, series: Mapping[str, Series]) -> str:
     with figure_style():
         figure = figure_module.Figure(figsize=(3.9, 2.5))
         axes = figure.add_subplot()
-        lines = _distinct(panel.lines, series)
+        lines = _distinct(panel.lines, series) if looks is None else panel.lines
         colors = _colors([label for label, _ in lines], ordered=panel.ordered)
+        if looks is None:
+            styles = [Look(color, "-") for color in colors]
+        else:
+            styles = [looks[label] for label, _ in lines]
         # of blocks, a few tell the rest; of roles, each is a name of its own
         legend = _evenly(len(lines), _LABELS if panel.ordered else 12)
         for place, (label, name) in enumerate(lines):
@@ -44,7 +64,8 @@ def draw_panel(panel: Panel, series: Mapping[str, Series]) -> str:
             axes.plot(
                 one.steps,
                 one.values,
-                color=colors[place],
+                color=styles[place].color,
+                linestyle=styles[place].dashes,
                 linewidth=1.6,
                 marker="o" if len(one.steps) <= 12 else "",
                 markersize=3.5,
@@ -53,7 +74,7 @@ def draw_panel(panel: Panel, series: Mapping[str, Series]) -> str:
         _scale(axes, [value for _, name in lines for value in series[name].values])
         axes.set_xlabel("step")
         axes.locator_params(axis="x", nbins=5)
-        if len(panel.lines) > 1:
+        if len(panel.lines) > 1 and looks is None:
             axes.legend(
                 fontsize=8 if len(legend) <= _LABELS else 6.5, handlelength=1.2, borderaxespad=0.2
             )

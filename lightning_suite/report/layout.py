@@ -62,6 +62,7 @@ def render_page(title: str, header: str, sections: Sequence[Section]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
+<meta name="generator" content="lightning-suite">
 <title>{escape(title)}</title>
 <link rel="icon" href="data:,">
 <style>

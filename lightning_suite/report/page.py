@@ -5,14 +5,10 @@ from __future__ import annotations
 import base64
 import math
 import re
-import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from html import escape
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from lightning_suite.errors import MissingExtraError, SuiteError
@@ -29,32 +25,15 @@ from lightning_suite.report.metrics import (
     panels,
     read_metrics,
 )
+from lightning_suite.report.runs import Run, open_run
 from lightning_suite.report.scen_section import edit_cards
 from lightning_suite.report.svg import inline_svg
 from lightning_suite.report.tables import html_table, read_table, short_number
-from lightning_suite.run_folder import Artifact, RunFolder
+from lightning_suite.run_folder import Artifact
 
 _DEFAULT_SECTION = "Results"
 _LARGE_SVG = 3_000_000  # bytes; a scatter plot above it goes in as PNG
 _MANY_PANELS = 48
-_TRACES = ("run.json", "metrics.csv", "config.yaml", "hparams.yaml", "artifacts", "checkpoints")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run on disk.
-
-    Attributes:
-        folder: What the user named; the page is written here.
-        logs: Where the files of a Lightning fit are: ``folder`` itself or its newest version.
-        record: Content of ``run.json``, empty without one.
-        artifacts: Entries of ``artifacts/index.json``, each with the folder of its files.
-    """
-
-    folder: Path
-    logs: Path
-    record: dict[str, Any]
-    artifacts: list[tuple[Path, Artifact]]
 
 
 def write_report(folder: str | Path) -> Path:
@@ -75,54 +54,13 @@ def write_report(folder: str | Path) -> Path:
         SuiteError: The folder holds no run, or its ``run.json`` or ``artifacts/index.json`` is
             damaged.
     """
-    run = _open(Path(folder))
+    run = open_run(Path(folder))
     sections = [section for build in _SECTIONS for section in build(run)]
     path = run.folder / "report.html"
-    page = render_page(f"{_name(run)} · lightning-suite", _header(run), sections)
+    page = render_page(f"{run.name} · lightning-suite", _header(run), sections)
     with atomic_write(path) as file:
         file.write(page)
     return path
-
-
-def _open(folder: Path) -> Run:
-    if not folder.is_dir():
-        raise SuiteError(f"{folder}: no such folder. Give the folder that a run has written.")
-    logs = _logs(folder)
-    if logs is None:
-        raise SuiteError(
-            f"{folder}: no run in here. Expected one of {', '.join(_TRACES)}, "
-            "or logs such as lightning_logs/version_0."
-        )
-    homes = [RunFolder(path) for path in dict.fromkeys([folder, logs])]  # one or two
-    return Run(
-        folder=folder,
-        logs=logs,
-        record=next((record for home in homes if (record := home.record())), {}),
-        artifacts=[(home.artifacts, artifact) for home in homes for artifact in home.index()],
-    )
-
-
-def _logs(folder: Path) -> Path | None:
-    versions = [
-        path
-        for pattern in ("version_*", "*/version_*")
-        for path in folder.glob(pattern)
-        if _has_any(path, *_TRACES)
-    ]
-    if _has_any(folder, "metrics.csv", "hparams.yaml", "config.yaml", "checkpoints"):
-        return folder
-    if versions:
-        return max(versions, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
-    return folder if _has_any(folder, *_TRACES) else None
-
-
-def _has_any(folder: Path, *names: str) -> bool:
-    return any((folder / name).exists() for name in names)
-
-
-def _name(run: Run) -> str:
-    path = run.folder.resolve()
-    return f"{path.parent.name}/{path.name}" if path.name.startswith("version_") else path.name
 
 
 # --- header ---------------------------------------------------------------------------------------
@@ -130,20 +68,15 @@ def _name(run: Run) -> str:
 
 def _header(run: Run) -> str:
     record = run.record
-    words = record.get("command")
-    command = [str(word) for word in words] if isinstance(words, list) else []
-    kicker = "lightning-suite"
-    if command:
-        command[0] = Path(command[0]).name
-        subcommand = next((word for word in command[1:] if re.fullmatch(r"[a-z][a-z-]*", word)), "")
-        kicker = f"lightning-suite · {subcommand}" if subcommand else kicker
-    title = escape(_name(run)).replace("/", "/<wbr>")
+    kicker = f"lightning-suite · {run.subcommand}" if run.subcommand else "lightning-suite"
+    title = escape(run.name).replace("/", "/<wbr>")
     parts = [f'<p class="kicker">{escape(kicker)}</p>', f"<h1>{title}</h1>"]
     if record.get("note"):
         parts.append(f'<p class="lead">{prose(str(record["note"]))}</p>')
     threads, cores = record.get("threads"), record.get("cores")
     facts = {
-        "Time": _time(run),
+        "Time": run.time,
+        "State": run.state or None,
         "Seed": record.get("seed"),
         "Machine": record.get("platform"),
         "Threads": f"{threads} of {cores} cores" if threads and cores else threads,
@@ -154,26 +87,16 @@ def _header(run: Run) -> str:
         if value is not None
     )
     parts.append(f'<dl class="facts">{shown}</dl>')
-    if command:
+    if run.command:
         parts.append(
             '<div class="command copyable"><button type="button" class="copy" hidden>Copy</button>'
-            f'<pre tabindex="0"><code>{escape(shlex.join(command))}</code></pre></div>'
+            f'<pre tabindex="0"><code>{escape(run.shell_line)}</code></pre></div>'
         )
     versions = record.get("versions")
     if isinstance(versions, dict):
         text = " · ".join(f"{name} {version}" for name, version in versions.items())
         parts.append(f'<p class="versions">{escape(text)}</p>')
     return "\n".join(parts)
-
-
-def _time(run: Run) -> str | None:
-    if run.record.get("time"):
-        return str(run.record["time"]).replace("T", " ").replace("+00:00", " UTC")
-    metrics = run.logs / "metrics.csv"
-    if not metrics.exists():
-        return None
-    written = datetime.fromtimestamp(metrics.stat().st_mtime, timezone.utc)
-    return f"{written:%Y-%m-%d %H:%M:%S} UTC"
 
 
 # --- artifacts ------------------------------------------------------------------------------------
@@ -347,17 +270,7 @@ def _summary(plan: list[Panel], metrics: Metrics) -> str:
 
 
 def _configuration_sections(run: Run) -> list[Section]:
-    texts: dict[str, str] = {}
-    config = run.record.get("config")
-    if isinstance(config, str) and config.strip():
-        texts["Configuration of the run"] = config
-    for name in ("config.yaml", "hparams.yaml"):
-        path = run.logs / name
-        if path.exists():
-            text = path.read_text(encoding="utf-8", errors="replace")
-            if text.strip() not in {"", "{}"} and text not in texts.values():
-                texts[name] = text
-    blocks = "\n".join(code_block(name, text.rstrip("\n")) for name, text in texts.items())
+    blocks = "\n".join(code_block(name, text.rstrip("\n")) for name, text in run.configs().items())
     return [Section("Configuration", blocks)] if blocks else []
 
 

@@ -5,13 +5,30 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from lightning_suite.errors import SuiteError
 
 SHOWN_ROWS = 500  # a page with more is slow on a phone; the CSV beside it has them all
 _LONG = 40  # characters of a cell from which on it takes several lines
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell that is more than its text.
+
+    Attributes:
+        text: What it shows, plain text.
+        link: Path of a file, relative to the page, that it leads to.
+        best: Whether it is the best of its column.
+    """
+
+    text: str
+    link: str = ""
+    best: bool = False
 
 
 def read_table(path: Path, most: int = SHOWN_ROWS) -> tuple[list[str], list[list[str]], int]:
@@ -44,7 +61,13 @@ def read_table(path: Path, most: int = SHOWN_ROWS) -> tuple[list[str], list[list
     return header, rows, total
 
 
-def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, label: str) -> str:
+def html_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str | Cell]],
+    *,
+    label: str,
+    named_rows: bool = False,
+) -> str:
     """Return a sortable table inside a box that scrolls on narrow screens.
 
     A column is numeric if all its filled cells are numbers; these are shown with four significant
@@ -52,11 +75,14 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, label: s
 
     Args:
         header: Column names.
-        rows: Cells as text.
+        rows: Cells, as plain text or with more.
         label: What a screen reader says for the box.
+        named_rows: The first cell of each row is its name, and stays in view while one scrolls.
     """
+    cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
     numeric = [
-        any(row[i] for row in rows) and all(_is_number(row[i]) for row in rows if row[i])
+        any(row[i].text for row in cells)
+        and all(_is_number(row[i].text) for row in cells if row[i].text)
         for i in range(len(header))
     ]
     head = "".join(
@@ -66,13 +92,17 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, label: s
     )
     body = "\n".join(
         "<tr>"
-        + "".join(_cell(cell, number) for cell, number in zip(row, numeric, strict=True))
+        + "".join(
+            _cell(cell, numeric[place], name=named_rows and place == 0)
+            for place, cell in enumerate(row)
+        )
         + "</tr>"
-        for row in rows
+        for row in cells
     )
+    kind = ' class="named"' if named_rows else ""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
+        f"<table{kind}><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
     )
 
 
@@ -84,13 +114,21 @@ def short_number(text: str) -> str:
     return f"{number:.4g}"
 
 
-def _cell(cell: str, number: bool) -> str:
-    if not number or not cell:
-        kind = ' class="long"' if len(cell) >= _LONG else _kind(number)
-        return f"<td{kind}>{_breakable(cell)}</td>"
-    short = short_number(cell)
-    title = f' title="{escape(cell)}"' if short != cell else ""
-    return f'<td class="number" data-value="{escape(cell)}"{title}>{escape(short)}</td>'
+def _cell(cell: Cell, number: bool, *, name: bool) -> str:
+    tag, scope = ("th", ' scope="row"') if name else ("td", "")
+    classes = ["number"] if number and not name else []
+    classes += ["long"] if not number and len(cell.text) >= _LONG else []
+    classes += ["best"] if cell.best else []
+    kind = f' class="{" ".join(classes)}"' if classes else ""
+    shown, data = _breakable(cell.text), ""
+    if number and cell.text:
+        short = short_number(cell.text)
+        data = f' data-value="{escape(cell.text)}"'
+        data += f' title="{escape(cell.text)}"' if short != cell.text else ""
+        shown = escape(short)
+    if cell.link:
+        shown = f'<a href="{quote(cell.link)}">{shown}</a>'
+    return f"<{tag}{scope}{kind}{data}>{shown}</{tag}>"
 
 
 def _kind(number: bool) -> str:
@@ -117,8 +155,8 @@ def _heading(name: str) -> str:
 def _breakable(text: str) -> str:
     """Let long names wrap where a reader would."""
     safe = escape(text)
-    if len(text) <= 20:
+    if len(text) <= 14:
         return safe
-    for mark in ("_", "/"):
+    for mark in ("_", "/") if " " in text else ("_", "/", "."):
         safe = safe.replace(mark, f"{mark}<wbr>")
     return safe

@@ -52,6 +52,36 @@ def test_fit_of_a_foreign_module_leaves_a_run_folder(project, capsys):
     assert record["command"] == ["lightning-suite", "fit", "-c", "base.yaml"]
     assert record["seed"] == 1
     assert yaml.safe_load(record["config"]) == config
+    assert record["state"] == "finished"
+    assert record["ended"] >= record["time"]
+
+
+def test_a_run_that_stops_notes_why(project):
+    (project / "stopping.py").write_text(
+        "from lightning.pytorch import Callback\n"
+        "class Stops(Callback):\n"
+        "    def on_train_batch_start(self, trainer, *args):\n"
+        "        if trainer.global_step == 1:\n"
+        "            raise ValueError('odd\\nrows')\n"
+    )
+    config = overlay(project / "stops.yaml", "stopping.Stops")
+    with pytest.raises(ValueError, match="odd"):
+        main(["fit", "-c", "base.yaml", "-c", config])
+    record = json.loads((project / "lightning_logs/version_0/run.json").read_text())
+    assert (record["state"], record["stopped_by"]) == ("stopped", "ValueError: odd rows")
+
+
+def test_a_run_that_is_still_going_on_says_so(project):
+    (project / "looking.py").write_text(
+        "import json, pathlib\n"
+        "from lightning.pytorch import Callback\n"
+        "class Looks(Callback):\n"
+        "    def on_train_batch_start(self, trainer, *args):\n"
+        "        path = pathlib.Path(trainer.log_dir, 'run.json')\n"
+        "        pathlib.Path('seen').write_text(json.loads(path.read_text())['state'])\n"
+    )
+    assert main(["fit", "-c", "base.yaml", "-c", overlay(project / "o.yaml", "looking.Looks")]) == 0
+    assert (project / "seen").read_text() == "running"
 
 
 def test_a_run_can_be_made_again_from_its_saved_config(project):

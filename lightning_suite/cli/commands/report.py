@@ -2,26 +2,61 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from lightning_suite.errors import SuiteError
 
 
-def run(folder: str) -> int:
-    """Make report.html of a run: its metrics, tables, figures, configuration and versions.
+def run(folders: list[str], index: str | None = None, metrics: str | None = None) -> int:
+    """Make report.html of a run, or one index page over several runs that compares them.
 
-    The page is one file without links to anywhere. It can be made again at any time.
+    A run's page holds its metrics, tables, figures, configuration and versions. A folder that
+    holds several runs gets FOLDER/index.html: a table of the runs with links to their pages (the
+    missing and outdated ones are written), their metrics side by side, shared curves in the same
+    axes, differing configuration. Each page is one file that loads nothing from anywhere, and can
+    be made again at any time. Of a folder with nothing but version_0, version_1, ... the newest
+    run is shown, unless --index is given.
 
     Args:
-        folder: The run folder, as `fit` printed it.
+        folders: A run folder, as `fit` printed it, or a folder that holds runs; several with
+            --index.
+        index: Write an index page over all given runs to this file.
+        metrics: For an index: what to compare, separated by commas, * for any text; default: what
+            several runs share.
 
     Example:
         lightning-suite report lightning_logs/version_0
+        lightning-suite report runs
+        lightning-suite report runs/a runs/b lightning_logs --index compare.html
+        lightning-suite report runs --metrics 'val_loss,lmcd/*'
     """
+    from lightning_suite.report.index import write_index  # noqa: PLC0415
     from lightning_suite.report.page import write_report  # noqa: PLC0415
+    from lightning_suite.report.runs import are_versions, find_runs, is_run  # noqa: PLC0415
 
-    path = Path(folder)
-    if not path.is_dir():
-        raise SuiteError(f"{folder} is not a folder. Give the run folder that `fit` printed.")
-    print(write_report(path))
+    for name in folders:
+        if not Path(name).is_dir():
+            raise SuiteError(f"{name} is not a folder. Give the run folder that `fit` printed.")
+    chosen = None if metrics is None else [name.strip() for name in metrics.split(",")]
+    if index is not None:
+        print(write_index(folders, index, chosen))
+        return 0
+    if len(folders) > 1:
+        raise SuiteError("several folders make one index page; say where: --index compare.html")
+    folder = Path(folders[0])
+    runs = [] if is_run(folder) else find_runs(folder)
+    newest_alone = not runs or are_versions(runs)
+    if newest_alone and chosen is None:
+        print(write_report(folder))
+        if len(runs) > 1:
+            print(
+                f"The newest of {len(runs)} runs. All: lightning-suite report {folder} "
+                f"--index {folder / 'index.html'}",
+                file=sys.stderr,
+            )
+        return 0
+    if is_run(folder):
+        raise SuiteError("--metrics is for an index of several runs; this folder is one run.")
+    print(write_index([folder], folder / "index.html", chosen))
     return 0
