@@ -59,6 +59,8 @@ class InstructionSamples(Dataset[Batch]):
         truncated: Whether a sample lost its end: bool [N].
         pad: Token to pad with; it is masked everywhere.
         padding_side: ``"left"`` or ``"right"``.
+        empty: Whether a sample's answer has no text, so that only tokens of the template could be
+            learnt: bool [N]; None if none is.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class InstructionSamples(Dataset[Batch]):
         truncated: Tensor,
         pad: int = 0,
         padding_side: str = "right",
+        empty: Tensor | None = None,
     ) -> None:
+        self.empty = torch.zeros_like(truncated) if empty is None else empty
         self.ids, self.tokens, self.starts, self.lengths = ids, tokens, starts, lengths
         self.prompts, self.truncated = prompts, truncated
         self.pad, self.padding_side = pad, padding_side
@@ -103,6 +107,7 @@ class InstructionSamples(Dataset[Batch]):
             "n_tokens": lengths,
             "n_label_tokens": self.n_label_tokens[rows],
             "truncated": self.truncated[rows],
+            "empty_answer": self.empty[rows],
         }
         if self.padding_side == "left":  # models count from the left edge otherwise
             batch["position_ids"] = places.clamp(min=0)
@@ -110,13 +115,11 @@ class InstructionSamples(Dataset[Batch]):
 
     @property
     def status(self) -> list[str]:
-        """``ok``, ``truncated`` or ``no_labels`` for each sample."""
-        return [
-            "no_labels" if not labels else "truncated" if cut else "ok"
-            for labels, cut in zip(
-                self.n_label_tokens.tolist(), self.truncated.tolist(), strict=True
-            )
-        ]
+        """``ok``, ``truncated``, ``empty_answer`` or ``no_labels`` for each sample."""
+        marks = zip(
+            self.n_label_tokens.tolist(), self.empty.tolist(), self.truncated.tolist(), strict=True
+        )
+        return [_status(labels, empty=empty, cut=cut) for labels, empty, cut in marks]
 
     def with_labels(self) -> InstructionSamples:
         """Return the samples that a loss can be computed for; the tokens are shared."""
@@ -132,6 +135,7 @@ class InstructionSamples(Dataset[Batch]):
             self.truncated[kept],
             self.pad,
             self.padding_side,
+            self.empty[kept],
         )
 
 
@@ -141,7 +145,8 @@ class InstructionDataModule(LightningDataModule):
     A batch has what a Hugging Face causal LM takes: ``input_ids``, ``attention_mask`` and
     ``labels`` (-100 on prompt and padding), int64 [N, T] each, padded to its longest sample; and,
     about its samples: ``ids`` (N strings, from the data), ``n_tokens`` and ``n_label_tokens``
-    (int64 [N]) and ``truncated`` (bool [N]). With padding on the left also ``position_ids``.
+    (int64 [N]), ``truncated`` and ``empty_answer`` (bool [N]). With padding on the left also
+    ``position_ids``.
 
     Of a conversation the last answer is learnt. With a chat template the header that announces the
     answer's role is learnt too, as in the published scoring script of arXiv 2412.14809; with a
@@ -150,7 +155,8 @@ class InstructionDataModule(LightningDataModule):
     No sample is dropped in silence. Too long ones lose their end (``truncated``). Those of which
     nothing is left to learn (``no_labels``) are in ``predict_dataloader``, which is what scores
     are made from; training and validation leave them out, because their loss does not exist, and
-    ``setup`` warns with their number.
+    ``setup`` warns with their number. Of an answer without text (``empty_answer``) the template's
+    own tokens are learnt; a warning says so, too, and ``lightning-suite select`` never keeps it.
 
     The order of the training batches depends on ``seed`` and the epoch alone and continues
     exactly after a resume in the middle of an epoch.
@@ -443,6 +449,7 @@ class InstructionDataModule(LightningDataModule):
             truncated=torch.tensor(cut),
             pad=0 if pad is None else pad,
             padding_side=tokenizer.padding_side,
+            empty=torch.tensor([not example.response.strip() for example in examples]),
         )
 
     def _render(self, example: Example) -> tuple[str, str]:
@@ -473,13 +480,29 @@ class InstructionDataModule(LightningDataModule):
                 f"{self._name}: {split}: {len(samples):,} samples, {int(samples.lengths.sum()):,} "
                 f"tokens, {count['truncated']:,} cut at {self.max_length}"
             )
-            if not count["no_labels"]:
-                continue
-            ids = [i for i, s in zip(samples.ids, samples.status, strict=True) if s == "no_labels"]
+            self._warn_of(
+                split,
+                samples,
+                "no_labels",
+                f"have nothing to learn within max_length {self.max_length}",
+                "no loss is computed for them",
+            )
+            self._warn_of(
+                split,
+                samples,
+                "empty_answer",
+                "have an empty answer",
+                "only the template's own tokens are learnt from them",
+            )
+
+    def _warn_of(
+        self, split: str, samples: InstructionSamples, status: str, what: str, result: str
+    ) -> None:
+        ids = [i for i, s in zip(samples.ids, samples.status, strict=True) if s == status]
+        if ids:
             rank_zero_warn(
-                f"{self._name}: {split}: {len(ids):,} of {len(samples):,} samples have nothing to "
-                f"learn within max_length {self.max_length} ({', '.join(ids[:3])}"
-                f"{', …' if len(ids) > 3 else ''}): no loss is computed for them."
+                f"{self._name}: {split}: {len(ids):,} of {len(samples):,} samples {what} "
+                f"({', '.join(ids[:3])}{', …' if len(ids) > 3 else ''}): {result}."
             )
 
     def _write_noise(self) -> None:
@@ -490,3 +513,11 @@ class InstructionDataModule(LightningDataModule):
         if folder is None or not trainer.is_global_zero:
             return
         write_noise(RunFolder(folder).artifacts / "noise.jsonl", self.noise_records)
+
+
+def _status(labels: int, *, empty: bool, cut: bool) -> str:
+    if not labels:
+        return "no_labels"
+    if empty:
+        return "empty_answer"
+    return "truncated" if cut else "ok"

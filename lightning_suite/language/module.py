@@ -21,7 +21,7 @@ from lightning_suite.language.loading import (
 )
 
 # What a batch may say about its samples besides the model's keywords.
-SAMPLE_KEYS = frozenset({"ids", "truncated", "n_tokens", "n_label_tokens"})
+SAMPLE_KEYS = frozenset({"ids", "truncated", "empty_answer", "n_tokens", "n_label_tokens"})
 
 
 class CausalLMModule(LightningModule):

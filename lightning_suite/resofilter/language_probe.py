@@ -14,7 +14,15 @@ from torch.nn import functional as F
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.resofilter.features import Feature, GradMax
-from lightning_suite.resofilter.probe import NO_LABELS, OK, TRUNCATED, Rows, SampleProbe, table_rows
+from lightning_suite.resofilter.probe import (
+    EMPTY,
+    NO_LABELS,
+    OK,
+    TRUNCATED,
+    Rows,
+    SampleProbe,
+    table_rows,
+)
 from lightning_suite.resofilter.recorder import FeatureRecorder
 from lightning_suite.resofilter.targets import Target
 
@@ -34,6 +42,7 @@ class TokenBatch:
         labels: The same tokens, -100 where no loss is wanted: [B, T].
         segments: Which sample each position belongs to, -1 for padding: [B, T].
         truncated: Whether each sample lost its end before it came here.
+        empty: Whether each sample's answer has no text, so that its labels are the template's.
     """
 
     ids: Sequence[str]
@@ -41,6 +50,7 @@ class TokenBatch:
     labels: Tensor
     segments: Tensor
     truncated: Sequence[bool]
+    empty: Sequence[bool]
 
     @classmethod
     def from_mapping(cls, batch: Mapping[str, Any], device: torch.device) -> TokenBatch:
@@ -48,7 +58,7 @@ class TokenBatch:
 
         Args:
             batch: ``attention_mask`` (default: no padding) or, for packed samples, ``segments``;
-                ``truncated`` (default: none is).
+                ``truncated`` and ``empty_answer`` (default: none is).
             device: Where the model is.
 
         Raises:
@@ -72,8 +82,11 @@ class TokenBatch:
         n = int(segments.max()) + 1 if "segments" in batch else len(input_ids)
         if len(ids) != n:
             raise SuiteError(f"probe: {len(ids)} ids for a batch of {n} samples.")
-        truncated = [bool(t) for t in batch.get("truncated", [False] * n)]
-        return cls(ids, input_ids, batch["labels"].to(device), segments, truncated)
+        truncated, empty = (
+            [bool(mark) for mark in batch.get(key, [False] * n)]
+            for key in ("truncated", "empty_answer")
+        )
+        return cls(ids, input_ids, batch["labels"].to(device), segments, truncated, empty)
 
     @cached_property
     def position_ids(self) -> Tensor:
@@ -165,8 +178,10 @@ class CausalLMProbe(SampleProbe):
         # a batch without a label is not run
         features = self.recorder.finish(name_idle=bool(n_labels.any()))
         status = [
-            NO_LABELS if not labels else TRUNCATED if cut else OK
-            for labels, cut in zip(n_labels.tolist(), tokens.truncated, strict=True)
+            NO_LABELS if not labels else EMPTY if empty else TRUNCATED if cut else OK
+            for labels, empty, cut in zip(
+                n_labels.tolist(), tokens.empty, tokens.truncated, strict=True
+            )
         ]
         features = {n: _only_where(n_labels.cpu() > 0, v.cpu()) for n, v in features.items()}
         more = {"perplexity": losses.double().exp()}
@@ -201,7 +216,7 @@ class CausalLMProbe(SampleProbe):
         """
         ids = tokens.input_ids.flatten()[:6].repeat(6)[:6].view(2, 3)
         own = torch.arange(2, device=ids.device)[:, None].expand(2, 3)
-        pair = TokenBatch(["0", "1"], ids, ids, own, [False] * 2)
+        pair = TokenBatch(["0", "1"], ids, ids, own, [False] * 2, [False] * 2)
         for n in range(2):
             only = torch.zeros(2, dtype=torch.float64, device=ids.device)
             only[n] = 1
@@ -277,7 +292,7 @@ class CausalLMProbe(SampleProbe):
     def _is_head_plain(self, tokens: TokenBatch) -> bool:
         """Return whether the model does nothing to the head's output (scaling, soft-capping)."""
         ids = tokens.input_ids[:1, :2]
-        few = TokenBatch(tokens.ids[:1], ids, ids, torch.zeros_like(ids), [False])
+        few = TokenBatch(tokens.ids[:1], ids, ids, torch.zeros_like(ids), [False], [False])
         hidden, logits = self._run(few, torch.ones_like(ids, dtype=torch.bool), whole_head=True)
         return torch.equal(self._head(hidden), logits)
 
@@ -354,7 +369,7 @@ def _answers_only(tokens: TokenBatch, bos: int | None) -> TokenBatch:
     for n, answer in enumerate(answers):
         ids[n, : len(answer)] = torch.tensor(answer, dtype=ids.dtype)
         own[n, : len(answer)] = n
-    return TokenBatch(tokens.ids, ids, ids, own, tokens.truncated)
+    return TokenBatch(tokens.ids, ids, ids, own, tokens.truncated, tokens.empty)
 
 
 def _is_bare_linear(head: nn.Module) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_suite.errors import SuiteError
-from lightning_suite.resofilter.probe import NO_LABELS, OK, TRUNCATED, Rows, mark_nonfinite
+from lightning_suite.resofilter.probe import EMPTY, NO_LABELS, OK, TRUNCATED, Rows, mark_nonfinite
 from lightning_suite.resofilter.recorder import FeatureRecorder
 
 IGNORED = -100
@@ -29,7 +29,7 @@ class BatchSamples:
     Attributes:
         ids: N of them.
         multipliers: Factor from the batch's loss to each sample's own: [N].
-        status: ``ok``, ``truncated`` or ``no_labels``.
+        status: ``ok``, ``truncated``, ``empty_answer`` or ``no_labels``.
         counts: More columns of whole numbers, such as ``n_label_tokens``.
     """
 
@@ -94,8 +94,9 @@ def read_samples(
         raise SuiteError(f"{n} sample ids for a batch of {len(tensors[0])} samples.")
     status, counts = [OK] * n, {}
     if isinstance(batch, Mapping):
-        truncated = batch.get("truncated", [False] * n)
-        status = [TRUNCATED if cut else OK for cut in truncated]
+        none = [False] * n
+        marks = zip(batch.get("empty_answer", none), batch.get("truncated", none), strict=True)
+        status = [EMPTY if empty else TRUNCATED if cut else OK for empty, cut in marks]
         if isinstance(mask := batch.get("attention_mask"), Tensor):
             counts["n_tokens"] = mask.sum(1).tolist()
     if reduction == "auto":

@@ -19,6 +19,7 @@ from lightning_suite.resofilter.targets import Target
 Rows = dict[str, Any]
 
 OK, TRUNCATED, NO_LABELS, NONFINITE = "ok", "truncated", "no_labels", "nonfinite"
+EMPTY = "empty_answer"  # only tokens of the template are learnt
 
 
 class SampleProbe:

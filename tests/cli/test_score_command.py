@@ -143,6 +143,24 @@ def test_truncated_and_label_less_samples_have_their_status(score: Score) -> Non
     assert list(np.isnan(values)) == [s == "no_labels" for s in columns["status"]]
 
 
+@pytest.mark.filterwarnings("ignore:.*only the template's own tokens")
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_an_empty_answer_has_its_own_status_and_is_never_kept(score: Score, answer: str) -> None:
+    data = [*rows(8), {"id": "empty", "question": "How?", "answer": answer}]
+    template = "--data.init_args.prompt_template=Q: {prompt} A: {response} END"
+    status, out, err = score(template, samples=data)
+    assert status == 0, err
+    assert "1 empty_answer" in out
+    columns = table()
+    at = list(columns["sample_id"]).index("empty")
+    assert columns["status"][at] == "empty_answer"
+    assert columns["n_label_tokens"][at] > 0, "the template's"
+    for options in ([], ["--by=random"]):
+        assert main(["select", "scores", "--keep=1", "--force", *options]) == 0
+        kept = [json.loads(line) for line in Path("scores/kept.jsonl").read_text().splitlines()]
+        assert sorted(row["id"] for row in kept) == sorted(row["id"] for row in rows(8))
+
+
 def test_a_sample_longer_than_the_context_is_named(score: Score) -> None:
     data = [*rows(3), {"id": "long", "question": "How?", "answer": "So " * 60}]
     status, _, err = score("--data.init_args.max_length=200", samples=data)

@@ -322,6 +322,20 @@ def test_what_cannot_be_learnt_is_scored_but_not_trained_on(rows: str) -> None:
     assert all((batch["n_label_tokens"] > 0).all() for batch in data.train_dataloader())
 
 
+def test_an_empty_answer_is_learnt_as_its_template_and_named(tmp_path: Path) -> None:
+    answers = ["yes", "", " "]
+    rows = [{"id": f"r{n}", "prompt": "ab", "response": a} for n, a in enumerate(answers)]
+    source = write(tmp_path / "d.jsonl", rows)
+    with pytest.warns(UserWarning, match=r"2 of 3 samples have an empty answer \(r1, r2\)"):
+        data = set_up(source, prompt_template="{prompt}={response}.", batch_size=3)
+    assert data.samples().status == ["ok", "empty_answer", "empty_answer"]
+    (batch,) = data.predict_dataloader()
+    assert batch["empty_answer"].tolist() == [False, True, True]
+    (batch,) = data.train_dataloader()
+    marked = zip(batch["ids"], batch["empty_answer"].tolist(), strict=True)
+    assert sorted(marked) == [("r0", False), ("r1", True), ("r2", True)]
+
+
 def test_data_without_anything_to_learn_is_refused(rows: str) -> None:
     with pytest.warns(UserWarning, match="20 of 20"):
         data = set_up(rows, max_length=3)

@@ -53,6 +53,16 @@ def test_multipliers_undo_the_reduction() -> None:
     assert samples.multipliers[:2].tolist() == [4 / 3, 4.0]
 
 
+def test_marks_of_a_batch_become_statuses() -> None:
+    labels = torch.tensor([[1, 1], [1, 1], [1, 1], [1, -100]])
+    marks = {
+        "truncated": torch.tensor([False, True, True, True]),
+        "empty_answer": torch.tensor([False, False, True, True]),
+    }
+    samples = read_samples({"input_ids": labels, "labels": labels, **marks})
+    assert samples.status == ["ok", "truncated", "empty_answer", "no_labels"]
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"return_flash_attn_kwargs": True}, {"return_seq_idx": True}]
 )
