@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Sequence
 
 import pytest
 import torch
 from glass_lm import glass_model, glass_tokenizer
+from torch import Tensor
 
+from lightning_suite.scen import routing
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
+from lightning_suite.scen.gates import keyed
 from lightning_suite.scen.gates.base import MISS, PromptQuery, Routing
 from lightning_suite.scen.gates.bce import BCEGate
 from lightning_suite.scen.gates.closed import ClosedGate
@@ -155,3 +160,85 @@ def test_neurons_of_the_published_gate_fire_above_theta(encoder: PromptEncoder) 
     torch.testing.assert_close(routing.score[0], expected)
     gate.thresholds[:] = float(expected) + 0.01
     assert ask(gate, encoder, [EDITS[1].prompt]).expert.item() == MISS
+
+
+class TestManyKeys:
+    """Above a size the nearest key is found by an index; here the size is small."""
+
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(routing, "EXACT_UP_TO", 3)
+
+    @pytest.fixture
+    def made(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """The numbers of keys of which an index was made."""
+        pytest.importorskip("faiss")
+        sizes: list[int] = []
+        make = routing.KeyIndex
+
+        def counted(keys: Tensor, thresholds: Tensor) -> routing.KeyIndex:
+            sizes.append(int((thresholds < torch.inf).sum()))
+            return make(keys, thresholds)
+
+        monkeypatch.setattr(routing, "KeyIndex", counted)
+        return sizes
+
+    @pytest.mark.parametrize("kind", [ClosedGate, BCEGate])
+    def test_an_index_decides_as_comparing_with_all(
+        self, encoder: PromptEncoder, kind: type, made: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gate = gate_with(encoder, EDITS, range(5), kind)
+        questions = [*(edit.prompt for edit in EDITS), *REFERENCE]
+        found = ask(gate, encoder, questions)
+        assert found.expert[:5].tolist() == [0, 1, 2, 3, 4]
+        assert made == [5]
+        monkeypatch.setattr(routing, "EXACT_UP_TO", 100)
+        same(found, ask(gate, encoder, questions))
+
+    def test_it_is_made_anew_when_edits_change_and_not_before(
+        self, encoder: PromptEncoder, made: list[int]
+    ) -> None:
+        gate = gate_with(encoder, EDITS[:4], range(4))
+        prompts = [edit.prompt for edit in EDITS]
+        for _ in range(2):
+            assert ask(gate, encoder, prompts).expert.tolist() == [0, 1, 2, 3, MISS]
+        gate.add(EDITS[4:], [4])
+        assert ask(gate, encoder, prompts).expert.tolist() == [0, 1, 2, 3, 4]
+        gate.remove([1])
+        assert ask(gate, encoder, prompts).expert.tolist() == [0, MISS, 2, 3, 4]
+        assert made == [4, 5, 4]
+
+    def test_a_copy_and_a_loaded_gate_have_their_own(
+        self, encoder: PromptEncoder, made: list[int]
+    ) -> None:
+        gate = gate_with(encoder, EDITS, range(5))
+        prompts = [edit.prompt for edit in EDITS]
+        before = ask(gate, encoder, prompts)
+        copied = copy.deepcopy(gate, {id(encoder): encoder})
+        copied.remove([0])
+        assert ask(copied, encoder, prompts).expert.tolist() == [MISS, 1, 2, 3, 4]
+        same(ask(gate, encoder, prompts), before)
+        loaded = ClosedGate(encoder, REFERENCE)
+        loaded.load_state_dict(gate.state_dict())
+        same(ask(loaded, encoder, prompts), before)
+        assert made == [5, 4, 5]
+
+    def test_without_faiss_all_keys_are_compared_and_it_is_said_once(
+        self, encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "faiss", None)
+        said: list[str] = []
+        monkeypatch.setattr(keyed, "rank_zero_info", said.append)
+        gate = gate_with(encoder, EDITS, range(5))
+        for _ in range(2):
+            found = ask(gate, encoder, [edit.prompt for edit in EDITS])
+            assert found.expert.tolist() == [0, 1, 2, 3, 4]
+        (message,) = said
+        assert "faiss" in message
+
+    def test_the_published_gate_compares_with_all(
+        self, encoder: PromptEncoder, made: list[int]
+    ) -> None:
+        gate = gate_with(encoder, EDITS, range(5), PublishedGate)
+        ask(gate, encoder, ["The dog is called"])
+        assert made == []

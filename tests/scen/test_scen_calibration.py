@@ -20,7 +20,7 @@ from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.expert_training import ExpertTask, train_experts
 from lightning_suite.scen.experts import ExpertSettings
-from lightning_suite.scen.layer_choice import find_layer, layer_shape
+from lightning_suite.scen.layer_choice import find_layer
 from lightning_suite.scen.prompts import PromptFormat
 
 EDITS = [

@@ -62,9 +62,9 @@ class ClosedGate(KeyedGate):
         """Return whitened features of length 1 of inputs of the layer, both [N, d_in]."""
         return Whitening(self.mean, self.matrix)(states.to(self.mean))
 
-    def similarity(self, states: Tensor) -> Tensor:
-        """Return the cosines with all keys, [N, d_in] -> [N, slots]."""
-        return self.whiten(states) @ self.keys.T
+    def query(self, states: Tensor) -> Tensor:
+        """Return the whitened features, whose products with the keys are cosines."""
+        return self.whiten(states)
 
     def add(self, edits: Sequence[Edit], slots: Sequence[int]) -> None:
         """Make the keys of ``edits`` from their prompts and paraphrases."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_suite.errors import MissingExtraError
+from lightning_suite.scen import routing
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.gates.base import MISS, Gate, PromptQuery, Routing
 
@@ -14,15 +18,22 @@ from lightning_suite.scen.gates.base import MISS, Gate, PromptQuery, Routing
 class KeyedGate(Gate):
     """A gate that compares the input of the edited layer with one key an edit.
 
+    A prompt is compared with all keys up to 100,000 slots; beyond, an index finds the candidates,
+    which are then scored as exactly (:class:`~lightning_suite.scen.routing.KeyIndex`), if FAISS is
+    installed.
+
     Args:
         encoder: Reads the base model; needed to add edits, not to route.
 
     Attributes:
         keys: One row a slot, [slots, k].
-        thresholds: What a slot's score must reach, [slots]; +inf in a slot without an edit.
+        thresholds: What a slot's score must reach, [slots]; +inf in a slot without an edit. A
+            change of keys makes a new tensor of them.
+        indexable: Whether a score is the inner product of :meth:`query` and the key.
     """
 
     stage = "layer"
+    indexable: ClassVar[bool] = True
     keys: Tensor
     thresholds: Tensor
 
@@ -31,6 +42,12 @@ class KeyedGate(Gate):
         self.encoder = encoder
         self.register_buffer("keys", torch.empty(0, 0))
         self.register_buffer("thresholds", torch.empty(0))
+        self._index: routing.KeyIndex | None = None
+        self._without_index = False  # FAISS is not there, and it was said
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the index out of copies: it is made from the keys, and FAISS's cannot be copied."""
+        return {**self.__dict__, "_index": None}
 
     @property
     def alive(self) -> Tensor:
@@ -39,7 +56,11 @@ class KeyedGate(Gate):
 
     def similarity(self, states: Tensor) -> Tensor:
         """Return the score of every slot for inputs of the layer, [N, d_in] -> [N, slots]."""
-        return states.to(self.keys) @ self.keys.T
+        return self.query(states) @ self.keys.T
+
+    def query(self, states: Tensor) -> Tensor:
+        """Return what is compared with the keys, [N, d_in] -> [N, k]."""
+        return states.to(self.keys)
 
     def route(self, query: PromptQuery) -> Routing:
         """Take the slot that is furthest above its threshold, or least below it.
@@ -51,7 +72,26 @@ class KeyedGate(Gate):
             raise ValueError(f"the gate {self.kind!r} reads states of the edited layer.")
         if not len(self.thresholds):
             return misses(len(query.states), query.states.device)
+        index = self._key_index()
+        if index is not None:
+            return index.nearest(self.query(query.states))
         return nearest(self.similarity(query.states), self.thresholds)
+
+    def _key_index(self) -> routing.KeyIndex | None:
+        """Return the index of the keys as they are, None where comparing with all is better."""
+        if not self.indexable or self._without_index or len(self.keys) <= routing.EXACT_UP_TO:
+            return None
+        if self._index is None or self._index.thresholds is not self.thresholds:
+            try:
+                self._index = routing.KeyIndex(self.keys, self.thresholds)
+            except MissingExtraError as err:
+                self._without_index = True
+                rank_zero_info(
+                    f"gate {self.kind!r}: each prompt is compared with all {len(self.keys):,} keys;"
+                    f" an index would be faster. {err}"
+                )
+                return None
+        return self._index
 
     def _read(self, questions: Sequence[str]) -> Tensor:
         """Return the layer's inputs for questions, where this gate's tables are."""

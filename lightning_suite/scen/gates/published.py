@@ -34,6 +34,7 @@ class PublishedGate(KeyedGate):
     """
 
     kind = "scen"
+    indexable = False  # a bank of full experts that large does not fit anywhere
     states: Tensor
     slots: Tensor
 
