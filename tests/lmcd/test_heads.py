@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.lmcd.heads.base import Head, between, bounded
+from lightning_suite.lmcd.heads.neural import KaNCD
 from lightning_suite.lmcd.heads.registry import HEADS, make_head
 
 H, K, N = 6, 3, 40
@@ -34,6 +35,13 @@ def head(name: str) -> Head:
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(torch.randn_like(parameter))
+        if isinstance(made, KaNCD):  # means over 16 numbers are small, and a second input is 1
+            made.theta_weight.mul_(4)
+            made.difficulty_weight.mul_(4)
+            for layer in (made.network[0], made.network[3]):
+                layer.weight.mul_(0.5)
+                layer.bias.zero_()
+            made.network[6].bias.sub_(made.logit(*states()).median())
     return made
 
 
@@ -129,6 +137,17 @@ def test_kancd_treats_kcs_by_their_texts_and_not_by_their_place() -> None:
     order = torch.tensor([2, 0, 1])
     made.kc_vectors = made.kc_vectors[order]
     torch.testing.assert_close(made.logit(e, q, d, kc[:, order]), before)
+
+
+def test_kancd_gives_an_unseen_kc_the_ability_that_all_share() -> None:
+    made = head("kancd")
+    e = states()[0]
+    made.kc_vectors = torch.zeros_like(
+        made.kc_vectors
+    )  # names that say nothing beyond the mean of all names
+    ability = made.ability(e)
+    torch.testing.assert_close(ability, ability[:, :1].expand_as(ability))
+    assert ability[:, 0].std() > 1e-3  # and it still tells students apart
 
 
 def test_dina_needs_every_kc() -> None:

@@ -76,14 +76,16 @@ def kancd(w: dict[str, Any], e: Vector, q: Vector, d: Vector, kc: Vector) -> flo
     for text, needed in zip(w["kc_vectors"], kc, strict=True):
         if not needed:
             continue
-        v = times(w["kc.weight"], text)
+        v = [a + b for a, b in zip(times(w["kc.weight"], text), w["kc.bias"], strict=True)]
         of_student = times(w["theta.weight"], e)
         of_exercise = times(w["difficulty.weight"], d)
         theta = sigmoid(
             sum(a * b * c for a, b, c in zip(w["theta_weight"], of_student, v, strict=True))
+            / len(v)
         )
         difficulty = sigmoid(
             sum(a * b * c for a, b, c in zip(w["difficulty_weight"], of_exercise, v, strict=True))
+            / len(v)
         )
         gaps.append(theta - difficulty)
     return network(w, [disc * sum(gaps) / len(gaps), 1.0])

@@ -80,10 +80,14 @@ class NCDM(Head):
 class KaNCD(Head):
     """Neural cognitive diagnosis with KCs known by their texts, so that new ones are no strangers.
 
-    v_k = V·t_k from the text vector t_k; mastery θ_uk = σ(Σ w·(T·e_u)·v_k) and
-    diff_k = σ(Σ w'·(D·d_uv)·v_k), as the bilinear form of KaNCD (NeuralCD, IEEE TKDE 2023);
+    v_k = V·t_k + v_0 from the text vector t_k; mastery θ_uk = σ(mean of w·(T·e_u)·v_k) and
+    diff_k = σ(mean of w'·(D·d_uv)·v_k), as the bilinear form of KaNCD (NeuralCD, IEEE TKDE 2023);
     disc = σ(w·q_v). The gaps disc·(θ_uk - diff_k) are averaged over the KCs of the exercise before
     the monotone network: a column of its own would leave an unseen KC without weights.
+
+    v_0 is what all KCs share. The text vectors are centred, so without it a student who is good at
+    everything could not be told, and an unseen KC would start from nothing. The mean over the
+    vector's numbers keeps a step of Adam as large as it is in NCDM.
 
     Args:
         width: H.
@@ -113,7 +117,8 @@ class KaNCD(Head):
             )
         self.num_abilities = num_kcs
         self.register_buffer("kc_vectors", kc_vectors.float())
-        self.kc = of_student(kc_vectors.shape[1], dim)
+        self.kc = nn.Linear(kc_vectors.shape[1], dim, dtype=torch.float32)
+        nn.init.ones_(self.kc.bias)
         self.theta, self.difficulty = of_student(width, dim), of_text(width, dim)
         self.theta_weight = nn.Parameter(torch.ones(dim))
         self.difficulty_weight = nn.Parameter(torch.ones(dim))
@@ -123,7 +128,7 @@ class KaNCD(Head):
     def ability(self, e_u: Tensor) -> Tensor:
         """Return the logit of mastery: [N, K]."""
         theta: Tensor = self.theta(e_u) * self.theta_weight
-        return theta @ self._kcs().mT
+        return theta @ self._kcs().mT / theta.shape[1]
 
     def interact(self, ability: Tensor, q_v: Tensor, d_uv: Tensor, kc: Tensor) -> Tensor:
         """Return the logit [N]."""
@@ -147,4 +152,4 @@ class KaNCD(Head):
 
     def _difficulty(self, d_uv: Tensor) -> Tensor:
         difficulty: Tensor = self.difficulty(d_uv) * self.difficulty_weight
-        return (difficulty @ self._kcs().mT).sigmoid()
+        return (difficulty @ self._kcs().mT / difficulty.shape[1]).sigmoid()
