@@ -55,6 +55,11 @@ class ExpertTrial:
     loss: float
     seconds: float
 
+    @property
+    def right(self) -> float:
+        """Return what settings are judged by: reliability and generality together."""
+        return self.reliability + self.generality
+
 
 @dataclass(frozen=True)
 class GateTrial:
@@ -73,7 +78,7 @@ def layers_to_try(model: nn.Module) -> list[int]:
 
 def best_first(trials: Iterable[ExpertTrial]) -> list[ExpertTrial]:
     """Order trials by the sum of reliability and generality, where equal by the loss."""
-    return sorted(trials, key=lambda trial: (-trial.reliability - trial.generality, trial.loss))
+    return sorted(trials, key=lambda trial: (-trial.right, trial.loss))
 
 
 def try_experts(
