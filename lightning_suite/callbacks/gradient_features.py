@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_suite.errors import SuiteError, check_choice
 from lightning_suite.resofilter.features import make_features
+from lightning_suite.resofilter.manifest import environment, make_manifest
 from lightning_suite.resofilter.online import (
     REDUCTIONS,
     BatchSamples,
@@ -18,9 +19,14 @@ from lightning_suite.resofilter.online import (
     refuse_compiled,
     refuse_mixing_layers,
 )
-from lightning_suite.resofilter.probe import Rows, refuse_low_precision
+from lightning_suite.resofilter.precision import (
+    precision_of,
+    refuse_low_precision,
+    warn_of_rounded_products,
+)
+from lightning_suite.resofilter.probe import Rows
 from lightning_suite.resofilter.recorder import FeatureRecorder
-from lightning_suite.resofilter.store import ScoreStore, make_manifest, shard_files
+from lightning_suite.resofilter.store import ScoreStore, shard_files
 from lightning_suite.resofilter.targets import find_targets
 
 _VERSION = 1
@@ -167,6 +173,8 @@ class GradientFeatureCallback(Callback):
         if self._recorder is None:
             return
         refuse_mixing_layers(pl_module)
+        self._products = precision_of(pl_module, pl_module.device)
+        warn_of_rounded_products(self._recorder.features, self._products)
         restored, self._restored = self._restored, None
         if restored is not None:
             self._batches = restored["batches"]
@@ -308,6 +316,12 @@ class GradientFeatureCallback(Callback):
             mode="online",
             model=type(pl_module).__name__,
             reduction=self.reduction,
+            precision={"trainer": str(trainer.precision)},
+            # a fit may go on anywhere
+            environment={
+                **environment(pl_module.device, trainer.world_size),
+                "products": self._products,
+            },
         )
         return ScoreStore(
             path,

@@ -20,9 +20,10 @@ from lightning_suite.language.prompts import template_hash
 from lightning_suite.resofilter.batch import AmbiguousRowsError
 from lightning_suite.resofilter.features import Feature
 from lightning_suite.resofilter.language_probe import CausalLMProbe
+from lightning_suite.resofilter.manifest import Manifest, data_fingerprint
 from lightning_suite.resofilter.online import content_ids
 from lightning_suite.resofilter.probe import Rows, SampleProbe
-from lightning_suite.resofilter.store import Manifest, ScoreStore, data_fingerprint
+from lightning_suite.resofilter.store import ScoreStore
 from lightning_suite.resofilter.targets import Target
 
 _SECONDS_PER_SHARD = 60  # a kill costs at most so much work
@@ -39,6 +40,7 @@ class ScoringData:
         fetch: Indices -> batch.
         fingerprint: Number and hash of the samples.
         template: Hash of the prompt template, for text.
+        max_length: Most tokens of a sample, for text.
     """
 
     ids: Sequence[str]
@@ -46,6 +48,7 @@ class ScoringData:
     fetch: Callable[[Sequence[int]], Any]
     fingerprint: Callable[[], Manifest]
     template: str | None = None
+    max_length: int | None = None
 
 
 def open_data(data: LightningDataModule, module: LightningModule) -> ScoringData:
@@ -74,6 +77,7 @@ def open_data(data: LightningDataModule, module: LightningModule) -> ScoringData
             samples.__getitem__,
             lambda: data_fingerprint(_tokens(samples)),
             template_hash(data.template),
+            data.max_length,
         )
     data.prepare_data()
     data.setup("fit")

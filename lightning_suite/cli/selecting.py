@@ -13,13 +13,9 @@ from lightning_suite.datamodules.instruction_sources import Columns, Row, read_e
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write
+from lightning_suite.resofilter.manifest import Manifest, read_manifest
 from lightning_suite.resofilter.selection import table_columns
-from lightning_suite.resofilter.store import (
-    Manifest,
-    merge_shards,
-    read_manifest,
-    write_table,
-)
+from lightning_suite.resofilter.store import merge_shards, write_table
 
 ID_COLUMN, SCORE_COLUMN = "sample_id", "selection_score"
 SOURCE = "source.json"

@@ -51,7 +51,8 @@ def describe_scores(
         "resofilter_status",
         counts,
         title="What became of the samples",
-        caption="Only samples that are ok or truncated have scores and can be kept.",
+        caption="Samples that are ok or truncated can be kept; nonfinite ones only by a score that "
+        "is a number. Of an empty answer nothing but the template was scored.",
         section=SECTION,
     )
     columns = {name: values[usable] for name, values in columns.items()}

@@ -65,7 +65,7 @@ def select(
     there = np.flatnonzero(np.isfinite(scores))
     if len(there) == 0:
         raise SuiteError("select: no sample has a finite score.")
-    share = 1 - _exact(keep)
+    share = 1 - exact_share(keep)
     if order == "random":
         scores = np.random.default_rng(seed).permutation(len(scores)).astype(np.float64)
     groups = [there] if strata is None else _groups(there, strata)
@@ -74,63 +74,6 @@ def select(
         for group, count in zip(groups, _shares(share, [len(g) for g in groups]), strict=True)
     ]
     return np.setdiff1d(there, np.concatenate(dropped))
-
-
-def resofilter_selection(
-    scores: Array, prompts: Sequence[str], drop: float | str
-) -> NDArray[np.int64]:
-    """Return what the authors' published script keeps, in the original order.
-
-    Duplicate prompts lose all but their first sample; of the N left, ``int(N · drop)`` with the
-    highest scores go, the smaller index first among equals.
-
-    Args:
-        scores: [N].
-        prompts: [N].
-        drop: Share to drop: 0.25, 0.5 or 0.75 in the paper.
-    """
-    first = np.array(sorted({p: i for i, p in reversed(list(enumerate(prompts)))}.values()))
-    if len(first) == 0:
-        raise SuiteError("select: there are no samples.")
-    kept = select(scores[first], 1 - _exact(drop, lowest_allowed=True))
-    return np.asarray(first[kept], dtype=np.int64)
-
-
-def as_published(manifest: Mapping[str, Any], **options: Any) -> None:
-    """Refuse scores or options that are not those of the authors' published script.
-
-    Args:
-        manifest: Of the scores.
-        options: Of the selection: ``by``, ``order``, ``layers``, ``module``, ``strata``.
-
-    Raises:
-        SuiteError: Something differs; the message lists all of it.
-    """
-    wanted = {"by": "adam1_mean_abs", "order": "lowest", "layers": "last:3", "strata": None}
-    wrong = [
-        f"{name} is {options[name]!r}, expected {value!r}"
-        for name, value in wanted.items()
-        if name in options and options[name] != value
-    ]
-    constants = {"lr": 1e-5, "eps": 1e-8, "weight_decay": 0.01}
-    scored = manifest.get("features", {}).get("adam1_mean_abs", {})
-    wrong += [
-        f"{name} of adam1_mean_abs is {scored.get(name)}, expected {value}"
-        for name, value in constants.items()
-        if scored.get(name) != value
-    ]
-    targets: Mapping[str, str] = manifest.get("targets", {})
-    if options.get("module", "all") not in ("all", "up_proj", "mlp.up_proj"):
-        wrong.append(f"module is {options['module']!r}, expected 'up_proj'")
-    modules = {name: dtype for name, dtype in targets.items() if matches(name, "up_proj")}
-    if not modules:
-        wrong.append("no up_proj was scored")
-    if parts := [name for name in modules if not name.endswith("up_proj")]:
-        wrong.append(f"{parts[0]} is part of an adapter, expected whole up_proj matrices")
-    if low := sorted({dtype for dtype in modules.values() if dtype != "float32"}):
-        wrong.append(f"the weights are {', '.join(low)}, expected float32")
-    if wrong:
-        raise SuiteError("compat=resofilter: " + "; ".join(wrong) + ".")
 
 
 def score_column(
@@ -298,8 +241,12 @@ def _shares(share: Fraction, sizes: Sequence[int]) -> list[int]:
     return counts
 
 
-def _exact(share: float | str | Fraction, *, lowest_allowed: bool = False) -> Fraction:
-    """Return the number as written: 0.9 is nine tenths, and not the float below it."""
+def exact_share(share: float | str | Fraction, *, lowest_allowed: bool = False) -> Fraction:
+    """Return the number as written: 0.9 is nine tenths, and not the float below it.
+
+    Raises:
+        SuiteError: It is no share.
+    """
     try:
         value = Fraction(str(share))
     except ValueError:

@@ -7,29 +7,28 @@ leaving out the ids of finished shards.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_info
 
-import lightning_suite
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write, write_json
-from lightning_suite.module_names import clean_name
-from lightning_suite.resofilter.features import Feature
+from lightning_suite.resofilter.manifest import (
+    MANIFEST,
+    Manifest,
+    environment_difference,
+    manifest_difference,
+    read_manifest,
+)
 from lightning_suite.resofilter.probe import Rows
-from lightning_suite.resofilter.targets import Target
 
-FORMAT = 1
-MANIFEST, SHARDS, MERGED = "manifest.json", "shards", "scores.parquet"
+SHARDS, MERGED = "shards", "scores.parquet"
 # Columns about the sample itself; every other one is ``<module>.<feature>``.
 SAMPLE_COLUMNS = (
     "sample_id",
@@ -43,7 +42,6 @@ SAMPLE_COLUMNS = (
     "batch",
     "lr",
 )
-Manifest = dict[str, Any]
 
 
 class ScoreStore:
@@ -51,7 +49,8 @@ class ScoreStore:
 
     Args:
         folder: Made if it is not there.
-        manifest: What the scores depend on, see :func:`make_manifest`. Compared with the one in
+        manifest: What the scores depend on, see
+            :func:`~lightning_suite.resofilter.manifest.make_manifest`. Compared with the one in
             the folder if there is one.
         rank: Of this process; only this rank's shards are written.
         rows_per_shard: How many samples may be lost by a kill; whole batches only.
@@ -155,90 +154,11 @@ class ScoreStore:
                 f"{path}: the scores in this folder were made in another way, and two ways must "
                 "not be mixed. Use a new folder, or undo the change:\n  " + "\n  ".join(changes)
             )
-
-
-def make_manifest(
-    model: nn.Module | None,
-    targets: Sequence[Target],
-    features: Sequence[Feature],
-    /,
-    **more: Any,
-) -> Manifest:
-    """Return what the scores depend on, as plain values.
-
-    Args:
-        model: Hashed: names, shapes, dtypes and bytes of all its weights. None where they change.
-        targets: What is watched.
-        features: What is computed.
-        more: For example ``mode``, ``model`` (its name), ``data`` (see
-            :func:`data_fingerprint`), ``template``.
-    """
-    packages = ["torch", "transformers", "peft"]
-    return {
-        "format": FORMAT,
-        **more,
-        **({} if model is None else {"weights": weights_fingerprint(model)}),
-        "targets": {t.name: str(t.weight.dtype).removeprefix("torch.") for t in targets},
-        "features": {f.name: f.spec() for f in features},
-        "versions": {
-            "lightning-suite": lightning_suite.__version__,
-            "python": platform.python_version(),
-            **{name: version for name in packages if (version := _version(name))},
-        },
-    }
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """Return a hash of all parameters and buffers that a checkpoint would hold."""
-    digest = hashlib.sha256()
-    for name, stored in sorted(model.state_dict().items()):
-        values = stored.detach().cpu().contiguous()
-        digest.update(f"{clean_name(name)} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(memoryview(values.flatten().view(torch.uint8).numpy()))
-    return f"sha256:{digest.hexdigest()}"
-
-
-def data_fingerprint(samples: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> Manifest:
-    """Return the number and a hash of samples ``(id, tokens, labels)``, whatever their order.
-
-    Raises:
-        SuiteError: Two samples have the same id.
-    """
-    seen: set[str] = set()
-    total = 0
-    for sample_id, tokens, labels in samples:
-        if sample_id in seen:
-            raise SuiteError(
-                f"data: two samples have the id {sample_id!r}. Scores are joined to the data by "
-                "id, so ids must be unique."
+        if moved := environment_difference(read_manifest(self.folder), manifest):
+            rank_zero_info(
+                f"{self.folder}: these scores go on elsewhere than they began, which may change "
+                f"last digits: {'; '.join(moved)}"
             )
-        seen.add(sample_id)
-        text = json.dumps([sample_id, list(tokens), list(labels)])
-        total += int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
-    return {"samples": len(seen), "sha256": f"{total % 2**256:064x}"}
-
-
-def manifest_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return one line for each value that differs: ``key.key: old -> new``."""
-    before, after = dict(_flat(old)), dict(_flat(new))
-    keys = sorted(before.keys() | after.keys())
-    both = [(key, _shown(before, key), _shown(after, key)) for key in keys]
-    return [f"{key}: {was} -> {now}" for key, was, now in both if was != now]
-
-
-def read_manifest(folder: str | Path) -> Manifest:
-    """Read the manifest of a folder of scores."""
-    path = Path(folder) / MANIFEST
-    try:
-        manifest: Manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise SuiteError(
-            f"{path}: cannot be read ({err.strerror}). Is {folder} a folder that "
-            "`lightning-suite score` wrote?"
-        ) from err
-    except ValueError as err:
-        raise SuiteError(f"{path}: is not JSON: {err}") from err
-    return manifest
 
 
 def merge_shards(folder: str | Path) -> Any:
@@ -322,24 +242,5 @@ def _shard_number(path: Path, rank: int) -> int | None:
     return key[1] if key and key[0] == rank else None
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    return json.dumps(values[key]) if key in values else "(absent)"
-
-
 def _parquet() -> Any:
     return import_extra("pyarrow.parquet", "llm")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -92,10 +92,13 @@ class Targets:
     Attributes:
         found: In the order of the model.
         skipped: Name of a module and why it is not watched.
+        depth: Layers of the model that have such modules, counted from 0 to the highest number,
+            whatever ``layers`` leaves of them; None where they have no numbers.
     """
 
     found: tuple[Target, ...]
     skipped: dict[str, str]
+    depth: int | None = None
 
 
 def find_targets(
@@ -130,6 +133,7 @@ def find_targets(
     found: list[Target] = []
     skipped: dict[str, str] = {}
     rest: list[str] = []
+    numbers: list[int] = []
     for raw_name, module in model.named_modules():
         name = clean_name(raw_name)
         if isinstance(module, nn.Embedding):
@@ -147,6 +151,7 @@ def find_targets(
         if not chosen:
             rest += [target.name for target in candidates]
             continue
+        numbers += [t.layer for t in chosen if t.layer is not None]
         for target in chosen:
             reason = _reason_to_skip(target, shared, include_frozen)
             if module in functional:
@@ -158,7 +163,7 @@ def find_targets(
     wanted = _choose_layers(found, layers)
     if not wanted:
         raise SuiteError(_nothing_found(patterns, layers, found, skipped, rest))
-    return Targets(tuple(wanted), skipped)
+    return Targets(tuple(wanted), skipped, max(numbers) + 1 if numbers else None)
 
 
 def matches(name: str, pattern: str) -> bool:

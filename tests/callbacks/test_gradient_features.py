@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 
 from lightning_suite import CausalLMModule, GradientFeatureCallback, ResidualNetModule
 from lightning_suite.errors import SuiteError
+from lightning_suite.resofilter.manifest import read_manifest
 from lightning_suite.resofilter.selection import table_columns
-from lightning_suite.resofilter.store import merge_shards, read_manifest, shard_files
+from lightning_suite.resofilter.store import merge_shards, shard_files
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step` but", "ignore:Found . module"
@@ -349,6 +350,8 @@ def test_the_manifest_says_online_and_knows_no_weights(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path)
     assert manifest["mode"] == "online"
     assert "weights" not in manifest
+    assert manifest["precision"] == {"trainer": "32-true"}
+    assert manifest["environment"]["products"]["matmul"] == "ieee"
     assert manifest["features"] == {"grad_norm": {"name": "grad_norm"}}
     json.dumps(manifest)
 

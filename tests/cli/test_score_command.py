@@ -18,9 +18,10 @@ from tiny_scoring import MODEL, rows, write_config
 
 from lightning_suite import CausalLMModule, InstructionDataModule
 from lightning_suite.cli.main import main
+from lightning_suite.resofilter.manifest import read_manifest
 from lightning_suite.resofilter.ranking import spearman
 from lightning_suite.resofilter.selection import score_column, table_columns
-from lightning_suite.resofilter.store import merge_shards, read_manifest, shard_files
+from lightning_suite.resofilter.store import merge_shards, shard_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*nothing to learn within max_length")
 
@@ -78,6 +79,10 @@ def test_a_run_leaves_table_manifest_figures_and_report(score: Score) -> None:
     assert manifest["mode"] == "probe"
     assert manifest["weights"].startswith("sha256:")
     assert manifest["data"]["samples"] == 30
+    assert manifest["depth"] == 4
+    assert manifest["max_length"] == 90
+    assert manifest["precision"] == {"autocast": None, "matmul": "ieee"}
+    assert manifest["environment"] == {"device": "cpu", "threads": 1, "processes": 1}
     assert set(manifest["targets"].values()) == {"float32"}
     assert list(manifest["targets"]) == [f"model.layers.{n}.mlp.up_proj" for n in (1, 2, 3)]
     names = {entry["name"] for entry in json.loads(Path("scores/artifacts/index.json").read_text())}
@@ -194,6 +199,13 @@ def test_another_model_under_an_old_manifest_is_refused_with_the_difference(scor
     status, _, err = score(samples=rows(29))
     assert status == 2
     assert "data.samples: 30 -> 29" in err
+    status, _, err = score("--data.init_args.max_length=80")
+    assert status == 2
+    assert "max_length: 90 -> 80" in err
+    status, out, err = score("--threads=2")
+    torch.set_num_threads(1)
+    assert status == 0, "the number of threads is noted"
+    assert "0 samples scored now, 30 before" in out
     assert {path: path.read_bytes() for path in shard_files("scores")} == before
 
 

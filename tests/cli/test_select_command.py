@@ -134,7 +134,24 @@ def test_strata_keep_their_shares(select: Select) -> None:
     assert len(lines("length.jsonl")) == 15
 
 
+def rewrite_manifest(**changes: Any) -> None:
+    path = Path("scores/manifest.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_compat_refuses_samples_that_were_cut_elsewhere(select: Select) -> None:
+    status, _, err = select("--compat=resofilter")
+    assert status == 2
+    assert "max_length is 90, expected 768, and there are samples of 90 tokens" in err
+    rewrite_manifest(max_length=768, depth=5, precision={"autocast": None, "matmul": "tf32"})
+    status, _, err = select("--compat=resofilter")
+    assert status == 2
+    assert "layers [1, 2, 3] of 5 are scored, expected the last three" in err
+    assert "products of float32 are tf32" in err
+
+
 def test_compat_drops_repeated_prompts_first(select: Select) -> None:
+    rewrite_manifest(max_length=768)
     status, _, _ = select("--keep=0.5", "--compat=resofilter", "--out=kept.jsonl")
     assert status == 0
     kept = lines("kept.jsonl")

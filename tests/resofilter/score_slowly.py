@@ -10,8 +10,9 @@ from torch import nn
 
 from lightning_suite.language.batching import token_budget_batches, unfinished
 from lightning_suite.resofilter.features import make_features
+from lightning_suite.resofilter.manifest import make_manifest
 from lightning_suite.resofilter.probe import SampleProbe
-from lightning_suite.resofilter.store import ScoreStore, make_manifest
+from lightning_suite.resofilter.store import ScoreStore
 from lightning_suite.resofilter.targets import find_targets
 
 SAMPLES = 40

@@ -15,7 +15,6 @@ from lightning_suite.errors import SuiteError
 from lightning_suite.resofilter.ranking import overlap, rank_correlations, ranks, spearman
 from lightning_suite.resofilter.selection import (
     length_strata,
-    resofilter_selection,
     score_column,
     select,
     select_from_table,
@@ -26,31 +25,6 @@ from lightning_suite.resofilter.store import to_table
 # few values, so that ties are common
 SCORES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=40)
 KEEP = st.sampled_from([0.1, 0.25, 0.3, 0.5, 0.75, 0.9, 1.0])
-
-
-def published_script(scores: list[float], prompts: list[str], p: float) -> list[int]:
-    """The authors' procedure, written out as loops."""
-    seen: set[str] = set()
-    data = []
-    for index, prompt in enumerate(prompts):
-        if prompt not in seen:
-            seen.add(prompt)
-            data.append(index)
-    by_score = sorted(data, key=lambda index: scores[index], reverse=True)
-    dropped = set(by_score[: int(len(data) * p)])
-    return [index for index in data if index not in dropped]
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from([0.0, 1.0, 2.0]), st.sampled_from("abcdefgh")), min_size=1),
-    st.sampled_from([0.25, 0.5, 0.75]),
-)
-def test_compatibility_mode_is_the_published_procedure(
-    samples: list[tuple[float, str]], p: float
-) -> None:
-    scores, prompts = [s for s, _ in samples], [p for _, p in samples]
-    kept = resofilter_selection(np.array(scores), prompts, p)
-    assert kept.tolist() == published_script(scores, prompts, p)
 
 
 @given(SCORES, KEEP)

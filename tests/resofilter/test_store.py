@@ -18,16 +18,12 @@ from torch import nn
 from lightning_suite.errors import SuiteError
 from lightning_suite.resofilter import store as store_module
 from lightning_suite.resofilter.features import make_features
+from lightning_suite.resofilter.manifest import make_manifest, read_manifest
 from lightning_suite.resofilter.store import (
     ScoreStore,
-    data_fingerprint,
-    make_manifest,
-    manifest_difference,
     merge_shards,
-    read_manifest,
     shard_files,
     to_table,
-    weights_fingerprint,
     write_table,
 )
 from lightning_suite.resofilter.targets import find_targets
@@ -172,46 +168,22 @@ def test_another_model_or_setting_in_the_same_folder_is_refused_with_the_differe
     assert str(info.value).count("->") == 2
 
 
+def test_another_device_is_noted_and_not_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ScoreStore(tmp_path, {"environment": {"device": "cpu", "threads": 8}})
+    with caplog.at_level("INFO"):
+        ScoreStore(tmp_path, {"environment": {"device": "cpu", "threads": 2}})
+    assert "go on elsewhere than they began" in caplog.text
+    assert "threads: 8 -> 2" in caplog.text
+    assert read_manifest(tmp_path)["environment"]["threads"] == 8
+
+
 def test_shards_without_a_manifest_are_refused(tmp_path: Path) -> None:
     ScoreStore(tmp_path, {}, rows_per_shard=1).add(rows("a"))
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(SuiteError, match=r"has shards and no manifest\.json"):
         ScoreStore(tmp_path, {})
-
-
-def test_a_manifest_says_what_the_scores_depend_on(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Linear(2, 2).double())
-    features = make_features(["adam1_mean_abs"])
-    manifest = make_manifest(model, find_targets(model).found, features, mode="probe")
-    ScoreStore(tmp_path, manifest)
-    assert read_manifest(tmp_path) == manifest
-    assert manifest["targets"] == {"0": "float64"}
-    assert manifest["features"]["adam1_mean_abs"]["weight_decay"] == 0.01
-    assert {"torch", "lightning-suite", "python"} <= set(manifest["versions"])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_weight_hash_sees_every_bit_and_no_wrapper(dtype: torch.dtype) -> None:
-    model = nn.Sequential(nn.Linear(2, 2)).to(dtype)
-    before = weights_fingerprint(model)
-    assert weights_fingerprint(model) == before
-    with torch.no_grad():
-        model[0].bias[1] = torch.nextafter(model[0].bias[1], torch.tensor(9.0, dtype=dtype))
-    assert weights_fingerprint(model) != before
-
-
-def test_the_data_s_hash_knows_no_order_and_refuses_equal_ids() -> None:
-    samples = [("a", [1, 2], [-100, 2]), ("b", [3], [3])]
-    assert data_fingerprint(samples) == data_fingerprint(reversed(samples))
-    assert data_fingerprint(samples) != data_fingerprint([("a", [1, 2], [1, 2]), samples[1]])
-    assert data_fingerprint(samples)["samples"] == 2
-    with pytest.raises(SuiteError, match="two samples have the id 'a'"):
-        data_fingerprint([samples[0], samples[0]])
-
-
-def test_a_difference_names_added_and_missing_keys() -> None:
-    old, new = {"a": {"b": 1, "c": 2}}, {"a": {"b": 1}, "d": "x"}
-    assert manifest_difference(old, new) == ["a.c: 2 -> (absent)", 'd: (absent) -> "x"']
 
 
 def test_a_folder_without_scores_is_explained(tmp_path: Path) -> None:

@@ -31,6 +31,13 @@ def names(model: nn.Module, *args: object, **kwargs: object) -> list[str]:
     return [target.name for target in find_targets(model, *args, **kwargs).found]
 
 
+def test_the_depth_is_the_model_s_whatever_is_chosen_or_skipped() -> None:
+    model = llama()
+    model.model.layers[3].mlp.up_proj.weight.requires_grad_(False)
+    assert find_targets(model, "up_proj", "first:1").depth == 4
+    assert find_targets(nn.ModuleDict({"head": nn.Linear(1, 1)})).depth is None
+
+
 def test_the_last_three_up_projections() -> None:
     assert names(llama(), "mlp.up_proj", "last:3") == [
         f"model.layers.{i}.mlp.up_proj" for i in (1, 2, 3)

@@ -31,15 +31,14 @@ from lightning_suite.errors import MissingExtraError, SuiteError
 from lightning_suite.files import atomic_write, write_json
 from lightning_suite.language.batching import token_budget_batches, unfinished
 from lightning_suite.resofilter.features import make_features
-from lightning_suite.resofilter.store import (
-    MERGED,
-    ScoreStore,
+from lightning_suite.resofilter.manifest import (
+    environment,
     make_manifest,
-    merge_shards,
     read_manifest,
     weights_fingerprint,
-    write_table,
 )
+from lightning_suite.resofilter.precision import precision_of, warn_of_rounded_products
+from lightning_suite.resofilter.store import MERGED, ScoreStore, merge_shards, write_table
 from lightning_suite.resofilter.targets import find_targets
 from lightning_suite.run_folder import RunFolder
 
@@ -132,6 +131,8 @@ def run(
     network = scored_network(module)
     targets = find_targets(network, modules, layers, biases=biases, include_frozen=include_frozen)
     module.to(fabric.device)
+    precision = precision_of(network, fabric.device)
+    warn_of_rounded_products(chosen, precision)
     folder = RunFolder(out)
     config = {
         "out": out,
@@ -178,8 +179,12 @@ def run(
                     chosen,
                     mode="probe",
                     model=_model_name(module),
+                    depth=targets.depth,
+                    precision=precision,
+                    environment=environment(fabric.device, fabric.world_size),
                     data=samples.fingerprint(),
                     template=samples.template,
+                    max_length=samples.max_length,
                     without_prompt=without_prompt,
                     # a sample's last digits depend on its batch
                     batches={"tokens": batch_tokens, "samples": batch_samples},

@@ -20,11 +20,10 @@ from lightning_suite.cli.selecting import (
 )
 from lightning_suite.errors import MissingExtraError, SuiteError, did_you_mean
 from lightning_suite.files import write_json
+from lightning_suite.resofilter.published import as_published, resofilter_selection
 from lightning_suite.resofilter.selection import (
     Selection,
-    as_published,
     length_strata,
-    resofilter_selection,
     score_column,
     select_from_table,
     usable_scores,
@@ -94,7 +93,15 @@ def run(
     chosen = [places[source.ids[row]] for row in rows]
     ordered = {name: values[chosen] for name, values in table.items()}
     if compat is not None:
-        as_published(manifest, by=by, order=order, layers=layers, module=module, strata=strata)
+        as_published(
+            manifest,
+            int(max(table.get("n_tokens", [0]))),
+            by=by,
+            order=order,
+            layers=layers,
+            module=module,
+            strata=strata,
+        )
         module = "up_proj" if module == "all" else module
         score = score_column(ordered, by, layers=layers, module=module)
         result = _published(ordered, score, [source.prompts[row] for row in rows], keep)
