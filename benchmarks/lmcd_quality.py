@@ -159,6 +159,7 @@ def fit_once(
     )
     best = Best()
     shared = [SharedCache(cache)] if (way.backbone, way.reader) == ("frozen", "start") else []
+    torch.manual_seed(seed)  # dropout
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(
