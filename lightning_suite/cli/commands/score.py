@@ -122,11 +122,14 @@ def run(
         torch.set_num_threads(threads)
     fabric = _launch(accelerator, devices, num_nodes)
     _seed(seed_everything)
+    datamodule = build(LightningDataModule, data.as_dict(), "data")
+    if isinstance(datamodule, InstructionDataModule):
+        datamodule.read()  # a mistake in the data is said before a large model is loaded
+    _seed(seed_everything)  # whatever the data drew
     module = build(LightningModule, model.as_dict(), "model")
     # stands in for a trainer: `self.log` does nothing
     module.fabric = fabric
     module.configure_model()
-    datamodule = build(LightningDataModule, data.as_dict(), "data")
     samples = open_data(datamodule, module)
     network = scored_network(module)
     targets = find_targets(network, modules, layers, biases=biases, include_frozen=include_frozen)

@@ -48,10 +48,11 @@ def run(
     """Keep a share of the scored samples, and write them as they were in the data.
 
     The rows are written in the form of their source (.jsonl, .json, .parquet, a folder of the
-    datasets library) and in its order, each with its sample_id and its score, so that the file is
-    a source for InstructionDataModule. What was done is written beside it (….selection.json).
-    Samples without a score (no label tokens, values that are not finite, not in the scores) are
-    never kept, and counted.
+    datasets library) and in its order, each with its score and its sample_id: its id in the scores
+    (of equal ids that were numbered: id#2). So the file is a source for InstructionDataModule.
+    What was done is written beside it (….selection.json). Samples without a score (no label
+    tokens, an empty answer, values that are not finite, not in the scores) are never kept, and
+    counted.
 
     Args:
         scores: Folder that `score` wrote.
@@ -64,7 +65,8 @@ def run(
             the data.
         seed: For random.
         compat: resofilter: what the authors' script keeps. The lowest mean over the last three
-            layers' up_proj, of the first sample of each prompt. Refuses other constants.
+            layers' up_proj, of the first sample of each prompt (which, where it has no score, is
+            not replaced by the next). Refuses other constants.
         data: The data, if not where they were; default: where `score` read them.
         out: File to write, or a name without suffix for a folder of the datasets library; default:
             kept with the source's suffix, in the folder of the scores.
