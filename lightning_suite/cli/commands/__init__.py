@@ -32,6 +32,7 @@ COMMANDS = {
     "cp": Command("copy one of them, to make it yours"),
     "check": Command("find all problems of a config at once"),
     "doctor": Command("versions, extras, devices; the learning rate of every parameter"),
+    "completion": Command("completion by the Tab key, for bash, zsh and fish"),
     "report": Command("make report.html of a run"),
     "coord-check": Command("does each layer learn equally at every depth?", True, "Depth-muP"),
     "lr-transfer": Command("does the best learning rate stay put over depth?", True, "Depth-muP"),
