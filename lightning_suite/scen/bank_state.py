@@ -12,7 +12,7 @@ from lightning_suite.scen.records import EditRecord, from_plain, to_plain
 if TYPE_CHECKING:
     from lightning_suite.scen.bank import ExpertBank
 
-FORMAT = 1
+FORMAT = 2  # of 1, the gate "subject" reads its wordings again
 SETTINGS = ("expert", "rank", "positions", "dtype", "template")
 
 

@@ -27,7 +27,7 @@ from lightning_suite.scen.experts import ExpertSettings
 from lightning_suite.scen.gates.subject import PROBE, wording_features
 from lightning_suite.scen.layer_choice import causal_lm, find_layer, layer_bias
 from lightning_suite.scen.prompts import PromptFormat
-from lightning_suite.scen.reference_data import calibration_edits
+from lightning_suite.scen.reference_data import calibration_edits, relation_wordings
 from lightning_suite.scen.relation_metric import recall
 
 PLACEHOLDERS = ("X", "it", "this", "the subject")
@@ -216,10 +216,14 @@ def try_gate(
     """
     start = time.monotonic()
     done: list[GateTrial] = []
+    # A quarter of the wordings that the gate learns from are enough to compare its questions.
+    kinds: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for relation in relation_wordings():
+        kinds.setdefault(tuple(sorted(relation.subjects)), []).append(relation.wordings)
 
     def attempt(placeholder: str, probe: str) -> None:
         if not done or time.monotonic() - start <= seconds:
-            relations = wording_features(encoder, placeholder, probe)
+            relations = wording_features(encoder, placeholder, probe, kinds.values())
             done.append(GateTrial(placeholder, probe, recall(relations, false_rate=false_rate)))
 
     for probe in probes:

@@ -7,6 +7,7 @@ What is chosen on it (learning rates, layers, thresholds, metrics) is chosen wit
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -55,6 +56,26 @@ def relation_wordings() -> tuple[RelationWordings, ...]:
         )
         for row in _rows("relation_wordings.jsonl")
     )
+
+
+@cache
+def wordings_by_kind() -> Mapping[str, tuple[tuple[str, ...], ...]]:
+    """Return for each kind of subject the wordings of the relations that are asked of it.
+
+    Those of :func:`relation_wordings` and as many again, made to be hard to tell apart: a person's
+    mother and spouse, the year of a death and of a wedding. None of their relations is one of the
+    shipped edits', or of the questions about the same subjects that no edit may change.
+
+    Example:
+        >>> wordings_by_kind()["city"][0][0]
+        'Which river flows through {subject}?'
+    """
+    known = {relation.relation: relation.wordings for relation in relation_wordings()}
+    kinds: dict[str, list[tuple[str, ...]]] = {}
+    for row in _rows("relation_kinds.jsonl"):
+        wordings = tuple(row["wordings"]) if "wordings" in row else known[row["relation"]]
+        kinds.setdefault(row["kind"], []).append(wordings)
+    return {kind: tuple(relations) for kind, relations in kinds.items()}
 
 
 @cache

@@ -1,7 +1,7 @@
 """Linear maps after which directions that vary anyway weigh little in a comparison.
 
 Two covariances are of use: that of any text at all (:func:`total_whitening`) and that of the same
-question in other words (:func:`within_whitening` and :func:`discriminant`).
+question in other words (:func:`within_whitening`, :func:`discriminant`, :func:`two_covariances`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+
+_LEAST_VARIANCE = 1e-3  # of classes: a direction in which they do not differ says nothing
 
 
 class Whitening(NamedTuple):
@@ -81,6 +83,42 @@ def discriminant(classes: Sequence[Tensor], dimensions: int) -> Whitening:
     directions = torch.linalg.svd(means, full_matrices=False).Vh
     kept = min(dimensions, len(classes) - 1, matrix.shape[1])
     return Whitening(mean, (matrix.double() @ directions[:kept].T).float())
+
+
+def two_covariances(classes: Sequence[Tensor], dimensions: int) -> tuple[Whitening, Tensor]:
+    """Find a space in which members lie around their class with covariance 1, and classes apart.
+
+    The model of probabilistic linear discriminant analysis with Gaussians: a class is drawn around
+    0 with a diagonal covariance, its members around it with the identity.
+
+    Args:
+        classes: As for :func:`within_whitening`.
+        dimensions: As for :func:`discriminant`.
+
+    Returns:
+        The map, and the variance of classes along its k directions, [k], above 0.
+    """
+    mean, matrix = discriminant(classes, dimensions)
+    mapped = [(members - mean).double() @ matrix.double() for members in classes]
+    centres = torch.stack([members.mean(0) for members in mapped])
+    root = _inverse_root(
+        shrunk_covariance(
+            torch.cat(
+                [
+                    (members - centre) * (len(members) / (len(members) - 1)) ** 0.5
+                    for members, centre in zip(mapped, centres, strict=True)
+                ]
+            )
+        )
+    ).double()
+    centres = centres @ root
+    # A mean of n members is off its class by 1/n of their covariance, which now is the identity.
+    noise = sum(1 / len(members) for members in classes) / len(classes)
+    spread = centres.T @ centres / len(centres)
+    spread -= noise * torch.eye(len(spread), dtype=spread.dtype)
+    values, vectors = torch.linalg.eigh(spread)
+    moved = Whitening(mean, (matrix.double() @ root @ vectors).float())
+    return moved, values.clamp(min=_LEAST_VARIANCE).float()
 
 
 def shrunk_covariance(centred: Tensor) -> Tensor:

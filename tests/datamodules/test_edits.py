@@ -22,6 +22,7 @@ from lightning_suite.scen.reference_data import (
     calibration_edits,
     reference_questions,
     relation_wordings,
+    wordings_by_kind,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -261,6 +262,28 @@ def test_calibration_text_has_nothing_of_the_shipped_edits(rows: list[dict]) -> 
     assert shipped.isdisjoint(asked)
     assert len(set(reference_questions())) >= 300
     assert shipped.isdisjoint(reference_questions())
+
+
+def test_relations_that_are_hard_to_tell_apart_are_none_of_the_shipped_ones(
+    rows: list[dict],
+) -> None:
+    """Nor those of the locality prompts: whatever the subject, nobody asks there what is here."""
+    kinds = wordings_by_kind()
+    wordings = [text for kind in kinds.values() for relation in kind for text in relation]
+    assert len(wordings) == len(set(wordings)) > 1000
+    assert {w for relation in relation_wordings() for w in relation.wordings} < set(wordings)
+    assert all(len(kind) >= 3 and all(len(asked) >= 6 for asked in kind) for kind in kinds.values())
+    shipped = {
+        text.replace(row["subject"], "{subject}").casefold()
+        for row in rows
+        for text in (
+            row["prompt"],
+            *row["paraphrases"],
+            *row["rephrases"],
+            *(probe["prompt"] for probe in row["locality"]),
+        )
+    }
+    assert shipped.isdisjoint(text.casefold() for text in wordings)
 
 
 def test_calibration_edits_leave_their_locality_prompts_alone() -> None:

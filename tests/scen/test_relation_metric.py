@@ -5,12 +5,20 @@ from __future__ import annotations
 import torch
 from scipy.linalg import eigh
 from sklearn.covariance import ledoit_wolf
+from torch.distributions import MultivariateNormal
 
-from lightning_suite.scen.relation_metric import Relation, fit_relation_metric, recall
+from lightning_suite.scen.relation_metric import (
+    Relation,
+    RelationMetric,
+    fit_relation_metric,
+    recall,
+)
 from lightning_suite.scen.whitening import (
+    Whitening,
     discriminant,
     shrunk_covariance,
     total_whitening,
+    two_covariances,
     within_whitening,
 )
 
@@ -65,16 +73,50 @@ def test_discriminant_directions_are_those_of_the_generalised_eigenproblem() -> 
     torch.testing.assert_close(cosines, torch.ones(5, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
+def test_classes_lie_apart_as_said_and_members_around_them_with_covariance_one() -> None:
+    """Drawn by the model itself, far more classes than directions."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([9.0, 4.0, 1.0])
+    centres = torch.randn(3000, 1, 3, generator=generator) * spread.sqrt()
+    members = (centres + torch.randn(3000, 6, 3, generator=generator)) * torch.tensor([1.0, 5, 0.2])
+    moved, between = two_covariances(list(members), 3)
+    torch.testing.assert_close(between.sort(descending=True).values, spread, rtol=0.1, atol=0)
+    mapped = (members - moved.mean) @ moved.matrix
+    inside = (mapped - mapped.mean(1, keepdim=True)).reshape(-1, 3)
+    covariance = inside.T @ inside / (5 * 3000)
+    torch.testing.assert_close(covariance, torch.eye(3), atol=0.05, rtol=0)
+
+
+def test_scores_are_ratios_of_the_densities_of_all_questions_together() -> None:
+    """Joint Gaussians, written out: one relation for all questions, or one of its own for one."""
+    generator = torch.Generator().manual_seed(0)
+    between = torch.tensor([2.0, 0.5])
+    metric = RelationMetric(Whitening(torch.zeros(2), torch.eye(2)), between, torch.zeros(1))
+    known, asked = torch.randn(3, 2, generator=generator), torch.randn(4, 2, generator=generator)
+
+    def density(values: torch.Tensor) -> torch.Tensor:  # [n, 2], of one relation
+        covariances = [torch.eye(len(values)) + b for b in between]
+        return sum(
+            MultivariateNormal(torch.zeros(len(values)), c).log_prob(values[:, d])
+            for d, c in enumerate(covariances)
+        )
+
+    expected = torch.stack(
+        [density(torch.cat([known, a[None]])) - density(known) - density(a[None]) for a in asked]
+    )
+    torch.testing.assert_close(metric.scores(asked, known), expected)
+
+
 def test_thresholds_let_through_no_more_than_they_say_of_relations_never_seen() -> None:
     metric = fit_relation_metric(relations(0.7, kinds=40), false_rate=0.1)
     passed: dict[int, list[torch.Tensor]] = {1: [], 3: []}
     unseen = relations(0.7, seed=1, kinds=40)
     for at, relation in enumerate(unseen):
-        own = metric.whitening(relation.features)
+        own = metric.embed(relation.features)
         for other in unseen[at // 4 * 4 : at // 4 * 4 + 4]:
             if other is not relation:
                 for n, found in passed.items():
-                    scores = (metric.whitening(other.features) @ own[:n].T).mean(1)
+                    scores = metric.scores(metric.embed(other.features), own[:n])
                     found.append((scores >= metric.threshold(n)).float().mean())
     for found in passed.values():
         # Fewer than asked: the final metric has seen more relations than those of the folds.
@@ -89,6 +131,6 @@ def test_more_known_wordings_than_thresholds_use_the_last() -> None:
 def test_recall_falls_with_what_wordings_have_not_in_common() -> None:
     near, far = (recall(relations(noise), false_rate=0.02) for noise in (0.2, 1.5))
     assert near > 0.9
-    assert far < 0.5
+    assert far < 0.7
     knowing_more = recall(relations(1.0), false_rate=0.02, known=3)
     assert knowing_more > recall(relations(1.0), false_rate=0.02, known=1)

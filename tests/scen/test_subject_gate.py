@@ -66,22 +66,25 @@ def test_a_question_without_a_subject_costs_no_forward_pass(
     assert routing.margin.tolist() == [float("-inf")] * 2
 
 
-def test_a_question_nearer_to_another_relation_is_taken_to_ask_that(
-    gate: SubjectRelationGate,
-) -> None:
-    """Whatever the thresholds: what Peru's edit does not know, others do."""
+def test_what_an_edit_answers_depends_on_no_other_edit(gate: SubjectRelationGate) -> None:
     gate.add([Edit("leader", "Who rules Peru?", "Ada", "Peru")], [4])
-    gate.thresholds.fill_(0.9)
-    assert ask(gate, "Who rules Peru?").expert.item() == 4
-    routing = ask(gate, "What is the capital of Peru?")  # as is known of France
-    assert routing.nearest.item() == 4
-    assert routing.margin.item() < routing.score.item() - 0.9
-    gate.remove([0, 2, 3])  # nobody knows the question any more
-    alone = ask(gate, "What is the capital of Peru?")
-    assert alone.margin.item() > routing.margin.item()
+    asked = ["Who rules Peru?", "What is the capital of Peru?", "Peru has which ruler?"]
+    before = ask(gate, *asked)
+    gate.remove([0, 1, 2, 3])
+    for ours, theirs in zip(ask(gate, *asked), before, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
-def test_scores_are_mean_cosines_with_the_known_wordings(
+def test_the_own_words_win_over_what_is_likelier(gate: SubjectRelationGate) -> None:
+    """Whatever the thresholds: the edit asked for literally is served."""
+    gate.thresholds.fill_(1e6)
+    assert ask(gate, "The food of France is").expert.item() == 1
+    gate.thresholds.fill_(-1e6)
+    assert ask(gate, "The food of France is").expert.item() == 1
+    assert ask(gate, "What is the capital of France?").expert.item() == 0
+
+
+def test_scores_are_ratios_for_the_known_wordings(
     gate: SubjectRelationGate, encoder: PromptEncoder
 ) -> None:
     routing = ask(gate, "Do you know what France eats?")
@@ -89,10 +92,15 @@ def test_scores_are_mean_cosines_with_the_known_wordings(
         "Do you know what X eats?", "What do people eat in X?", "The food of X is",
         "What is the capital of X?",
     )]  # fmt: skip
-    query, *known = gate.metric.whitening(encoder.final_states(texts))
-    food, capital = (query @ known[0] + query @ known[1]) / 2, query @ known[2]
-    assert routing.nearest.item() in (0, 1)
-    torch.testing.assert_close(routing.score[0], (capital, food)[int(routing.nearest)])
+    query, *known = gate.metric.embed(encoder.final_states(texts))
+    food = gate.metric.scores(query[None], torch.stack(known[:2]))[0]
+    capital = gate.metric.scores(query[None], known[2][None])[0]
+    above = [capital - gate.metric.threshold(1), food - gate.metric.threshold(2)]
+    assert routing.nearest.item() == int(above[1] > above[0])
+    torch.testing.assert_close(routing.margin[0], max(above), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        routing.score[0], (capital, food)[int(routing.nearest)], atol=1e-3, rtol=1e-3
+    )
 
 
 def test_the_longest_name_is_meant(gate: SubjectRelationGate) -> None:
@@ -147,9 +155,20 @@ def test_a_gate_lives_on_in_its_state(gate: SubjectRelationGate, encoder: Prompt
         torch.testing.assert_close(ours, theirs)
 
 
-def test_all_but_few_questions_about_other_relations_are_turned_away(
-    gate: SubjectRelationGate,
-) -> None:
-    """The threshold for one wording lies above that of none and is a cosine."""
+def test_there_is_a_threshold_for_each_number_of_wordings(gate: SubjectRelationGate) -> None:
     assert gate.thresholds.shape == (5,)
-    assert ((gate.thresholds > -1) & (gate.thresholds < 1)).all()
+    assert gate.thresholds.isfinite().all()
+
+
+def test_a_gate_saved_before_format_2_reads_its_wordings_again(
+    gate: SubjectRelationGate, encoder: PromptEncoder
+) -> None:
+    """Its features were compared by cosines; subjects and wordings are all that is left of it."""
+    old = gate.state_dict()
+    del old["between"]
+    old["features"] = torch.nn.functional.normalize(old["features"], dim=-1)
+    again = SubjectRelationGate(encoder)
+    again.load_state_dict(old)
+    questions = [*(edit.prompt for edit in EDITS), "Do people in France eat?"]
+    for ours, theirs in zip(ask(gate, *questions), ask(again, *questions), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.gates.base import Gate, PromptQuery, Routing
 from lightning_suite.scen.gates.keyed import misses
-from lightning_suite.scen.reference_data import relation_wordings
+from lightning_suite.scen.reference_data import wordings_by_kind
 from lightning_suite.scen.relation_metric import Relation, RelationMetric, fit_relation_metric
 from lightning_suite.scen.subjects import SubjectIndex, Words, edit_subject, replaced
 from lightning_suite.scen.whitening import Whitening
@@ -38,13 +37,11 @@ class SubjectRelationGate(Gate):
        punctuation aside), in time that does not grow with the number of edits. A prompt without
        any is the base model's, at no further cost.
     2. The prompt with a placeholder for the subject, and with an answer that begins "The question
-       asks for the", is read by the base model. Its final state is compared with those of the
-       edit's own prompt and paraphrases. The metric and the threshold come from the wordings of
-       other relations (:mod:`~lightning_suite.scen.relation_metric`). A prompt that is word for
-       word one of the edit's own needs no comparison.
-    3. Where the bank knows a wording of another relation that is nearer to the prompt than the
-       nearest of the edit's own, the prompt is taken to ask that. Another relation's is a wording
-       that the edit's own would not pass for.
+       asks for the", is read by the base model. From its final state and those of the edit's own
+       prompt and paraphrases follows how much likelier it is that they ask the same than that they
+       do not. What is the same, and the threshold, come from the wordings of other relations
+       (:mod:`~lightning_suite.scen.relation_metric`). A prompt that is word for word one of the
+       edit's own needs no comparison.
 
     Edits that ask the same of different subjects share their wordings: a million edits of ten
     relations have ten keys. Another name of the subject is not recognised.
@@ -53,7 +50,8 @@ class SubjectRelationGate(Gate):
         encoder: Reads the base model.
         placeholder: What replaces the subject.
         probe: How the answer begins after which the state is read.
-        false_rate: Share of questions about other relations of the subject that may pass.
+        false_rate: Share of questions about other relations of the subject that may pass, of those
+            that ship with the package and are hard to tell apart.
     """
 
     kind = "subject"
@@ -61,6 +59,7 @@ class SubjectRelationGate(Gate):
     features: Tensor
     mean: Tensor
     matrix: Tensor
+    between: Tensor
     thresholds: Tensor
 
     def __init__(
@@ -69,28 +68,28 @@ class SubjectRelationGate(Gate):
         *,
         placeholder: str = "X",
         probe: str = PROBE,
-        false_rate: float = 0.01,
+        false_rate: float = 0.02,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.placeholder, self.probe, self.false_rate = placeholder, probe, false_rate
         for name, shape in (("features", (0, 0)), ("mean", 0), ("matrix", (0, 0))):
             self.register_buffer(name, torch.empty(shape))
+        self.register_buffer("between", torch.empty(0))
         self.register_buffer("thresholds", torch.empty(0))
         self._index = SubjectIndex()
         self._keys: dict[int, _Key] = {}
         self._wordings: dict[str, int] = {}
-        self._uses: Counter[int] = Counter()  # how many edits have a wording
 
     @property
     def metric(self) -> RelationMetric:
         """Return how wordings are compared."""
-        return RelationMetric(Whitening(self.mean, self.matrix), self.thresholds)
+        return RelationMetric(Whitening(self.mean, self.matrix), self.between, self.thresholds)
 
     def add(self, edits: Sequence[Edit], slots: Sequence[int]) -> None:
         """Look up subjects and encode the wordings that no edit had before."""
-        if edits and not self.mean.numel():
-            self._fit()
+        if edits:
+            self._prepare()
         self.remove([slot for slot in slots if slot in self._keys])
         guessed = []
         for edit, slot in zip(edits, slots, strict=True):
@@ -102,10 +101,7 @@ class SubjectRelationGate(Gate):
             )
             numbers = [self._wordings.setdefault(text, len(self._wordings)) for text in asked]
             self._hold(slot, _Key(subject, tuple(numbers)))
-        new = list(self._wordings)[len(self.features) :]
-        if new:
-            found = self._encode(new)
-            self.features = torch.cat([self.features.reshape(-1, found.shape[1]), found])
+        self._read_new()
         if guessed:
             shown = "; ".join(guessed[:_NAMES_SHOWN])
             rank_zero_info(
@@ -115,12 +111,11 @@ class SubjectRelationGate(Gate):
             )
 
     def remove(self, slots: Sequence[int]) -> None:
-        """Forget the edits in ``slots``; wordings that only they had are no rivals any more."""
+        """Forget the edits in ``slots``."""
         for slot in slots:
             key = self._keys.pop(slot, None)
             if key is not None:
                 self._index.remove(key.subject, slot)
-                self._uses -= Counter(key.wordings)
 
     def route(self, query: PromptQuery) -> Routing:
         """Decide on each prompt: one forward pass of those that name a subject.
@@ -130,38 +125,30 @@ class SubjectRelationGate(Gate):
         """
         if query.texts is None:
             raise ValueError(f"the gate {self.kind!r} reads the text of prompts.")
+        if self._keys:
+            self._prepare()
         expert, nearest, score, margin = misses(len(query.texts), self.features.device)
         asked = [
             (row, slots, text)
             for row, prompt in enumerate(query.texts)
             for slots, text in self._candidates(prompt)
         ]
-        different = {text: number for number, text in enumerate(dict.fromkeys(a[2] for a in asked))}
-        if different:
-            states = self._encode(list(different))
-            similar = states @ self.features.T
-        rivals: dict[tuple[int, ...], Tensor] = {}
+        texts = list(dict.fromkeys(text for _, _, text in asked))
+        states = self._encode(texts) if texts else self.features
+        place = {text: number for number, text in enumerate(texts)}
+        metric, scores, sure = self.metric, dict[tuple[int, ...], Tensor](), set[int]()
         for row, slots, text in asked:
             for slot in slots:
                 own = self._keys[slot].wordings
+                if own not in scores:
+                    scores[own] = metric.scores(states, self.features[list(own)])
+                found, limit = float(scores[own][place[text]]), metric.threshold(len(own))
                 same = self._wordings.get(text) in own
-                alike = similar[different[text]]
-                found = 1.0 if same else float(alike[list(own)].mean())
-                above = found - self.metric.threshold(len(own))
-                if not same and own not in rivals:
-                    rivals[own] = self._rivals(own)
-                if not same and len(rivals[own]):
-                    nearer = alike[list(own)].max() - alike[rivals[own]].max()
-                    above = min(above, float(nearer))
-                if above > margin[row]:
-                    nearest[row], score[row], margin[row] = slot, found, above
+                above = max(found - limit, 0.0) if same else found - limit
+                if (same, above) > (row in sure, float(margin[row])):
+                    sure |= {row} if same else set()
+                    nearest[row], score[row], margin[row] = slot, above + limit, above
         return Routing(torch.where(margin >= 0, nearest, expert), nearest, score, margin)
-
-    def _rivals(self, own: tuple[int, ...]) -> Tensor:
-        """Return the wordings in use that ask something else than ``own``, as far as is known."""
-        used = torch.tensor(sorted(self._uses), device=self.features.device)
-        alike = (self.features[used] @ self.features[list(own)].T).mean(1)
-        return used[alike < self.metric.threshold(len(own))]
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return subjects and wordings as plain values."""
@@ -181,25 +168,44 @@ class SubjectRelationGate(Gate):
         self.placeholder, self.probe = state["placeholder"], state["probe"]
         self.false_rate = state["false_rate"]
         self._wordings = {text: number for number, text in enumerate(state["wordings"])}
-        self._index, self._keys, self._uses = SubjectIndex(), {}, Counter()
+        self._index, self._keys = SubjectIndex(), {}
         for slot, subject, wordings in state["edits"]:
             self._hold(slot, _Key(tuple(subject.split(" ")), tuple(wordings)))
 
     def _hold(self, slot: int, key: _Key) -> None:
         self._keys[slot] = key
         self._index.add(key.subject, slot)
-        self._uses.update(key.wordings)
 
-    def _fit(self) -> None:
-        relations = wording_features(self.encoder, self.placeholder, self.probe)
-        metric = fit_relation_metric(relations, false_rate=self.false_rate)
-        self.mean, self.matrix = (t.to(self.mean) for t in metric.whitening)
-        self.thresholds = metric.thresholds.to(self.mean)
+    def _prepare(self) -> None:
+        """Learn the metric if that was not done; a bank of an older format has another one."""
+        if not self.mean.numel():
+            relations = wording_features(self.encoder, self.placeholder, self.probe)
+            metric = fit_relation_metric(relations, false_rate=self.false_rate)
+            self.mean, self.matrix = (t.to(self.mean) for t in metric.whitening)
+            self.between = metric.between.to(self.mean)
+            self.thresholds = metric.thresholds.to(self.mean)
+            self._read_new()
+
+    def _read_new(self) -> None:
+        new = list(self._wordings)[len(self.features) :]
+        if new:
+            found = self._encode(new)
+            self.features = torch.cat([self.features.reshape(-1, found.shape[1]), found])
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if prefix + "between" not in state_dict:  # before format 2: features compared by cosines
+            names = ("mean", "matrix", "between", "thresholds", "features")
+            empty = {prefix + name: self._buffers[name] for name in names}
+            state_dict = {
+                **state_dict,
+                **{key: t.new_empty((0,) * t.dim()) for key, t in empty.items() if t is not None},
+            }
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _encode(self, questions: Sequence[str]) -> Tensor:
-        return self.metric.whitening(
-            _final_states(self.encoder, questions, self.probe).to(self.mean)
-        )
+        return self.metric.embed(_final_states(self.encoder, questions, self.probe).to(self.mean))
 
     def _masked(self, question: str, subject: Words) -> str:
         one = SubjectIndex()
@@ -223,23 +229,26 @@ class SubjectRelationGate(Gate):
         return prompt
 
 
-def wording_features(encoder: PromptEncoder, placeholder: str, probe: str) -> list[Relation]:
-    """Return what the gate reads of the shipped relations' wordings, on the CPU.
+def wording_features(
+    encoder: PromptEncoder,
+    placeholder: str,
+    probe: str,
+    kinds: Iterable[Sequence[Sequence[str]]] | None = None,
+) -> list[Relation]:
+    """Return what the gate reads of the wordings of relations, on the CPU.
 
     Args:
         encoder: Reads the base model.
         placeholder: As for :class:`SubjectRelationGate`.
         probe: Likewise.
+        kinds: For each kind of subject the wordings of its relations; None: all that ship.
     """
-    relations = relation_wordings()
-    kinds: dict[tuple[str, ...], int] = {}
-    texts = [text.replace("{subject}", placeholder) for r in relations for text in r.wordings]
+    kinds = wordings_by_kind().values() if kinds is None else kinds
+    relations = [(at, w) for at, kind in enumerate(kinds) for w in kind]
+    texts = [text.replace("{subject}", placeholder) for _, asked in relations for text in asked]
     states = _final_states(encoder, texts, probe).cpu()
-    parts = torch.split(states, [len(relation.wordings) for relation in relations])
-    return [
-        Relation(part, kinds.setdefault(tuple(sorted(relation.subjects)), len(kinds)))
-        for relation, part in zip(relations, parts, strict=True)
-    ]
+    parts = torch.split(states, [len(asked) for _, asked in relations])
+    return [Relation(part, kind) for (kind, _), part in zip(relations, parts, strict=True)]
 
 
 def _final_states(encoder: PromptEncoder, questions: Sequence[str], probe: str) -> Tensor:
