@@ -25,6 +25,7 @@ from lightning_suite.lmcd.layout import (
     assign_slots,
     packed_mask,
     packed_positions,
+    split_wide,
     spread,
 )
 from lightning_suite.lmcd.prefix_cache import PrefixCache, ReadPrefix, join_cache, split_cache
@@ -35,6 +36,7 @@ Mode = Literal["auto", "row", "packed", "cached"]
 # take the mask: rounding is a thousand times smaller, a mask that is not obeyed much larger.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _LOW_PRECISION_TOLERANCE = 0.1
+_WIDTH = 64  # most students of a row behind a cached prefix
 
 
 class Fused(NamedTuple):
@@ -220,21 +222,21 @@ class StudentFusion(nn.Module):
         return states[rows, prefixes.lengths[rows] - 1], states[rows, prefix + slots.places]
 
     def _cached(self, prefixes: Prefixes, rows: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        exercises = len(prefixes.lengths)
         stored = self._cache.read(prefixes, self._read)
-        slots = assign_slots(rows, exercises)
-        tokens = spread(vectors.to(self._dtype), slots, exercises)
-        longest = int(prefixes.lengths.max())
-        seen = packed_mask(prefixes.lengths, longest, slots.width)[:, longest:]
+        slots, owner = split_wide(assign_slots(rows, len(stored)), _WIDTH)
+        tokens = spread(vectors.to(self._dtype), slots, len(owner))
+        lengths = prefixes.lengths[owner]
+        longest = int(lengths.max())
+        seen = packed_mask(lengths, longest, slots.width)[:, longest:]
         states = self._states(
             tokens,
             attention_mask=additive(seen, tokens.dtype),
-            position_ids=prefixes.lengths[:, None].expand(-1, slots.width),
-            past_key_values=join_cache(stored),
+            position_ids=lengths[:, None].expand(-1, slots.width),
+            past_key_values=join_cache([stored[i] for i in owner.tolist()]),
             use_cache=True,
         )
         exercise = torch.stack([p.exercise for p in stored])
-        return exercise[rows], states[rows, slots.places]
+        return exercise[rows], states[slots.rows, slots.places]
 
     # Not in inference mode, whose tensors could not be used in training later.
     @torch.inference_mode(False)

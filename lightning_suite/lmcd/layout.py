@@ -54,6 +54,21 @@ def assign_slots(rows: Tensor, exercises: int) -> Slots:
     return Slots(rows, places, int(counts.max()))
 
 
+def split_wide(slots: Slots, most: int) -> tuple[Slots, Tensor]:
+    """Give an exercise with more than ``most`` students several rows.
+
+    Each student is compared with all tokens of its row: many short rows of a text that has been
+    read before cost less than a long one.
+
+    Returns:
+        Slots in the new rows, and the exercise of each new row: int64 [rows].
+    """
+    parts = -(-slots.width // most)
+    wanted = slots.rows * parts + slots.places // most
+    kept, rows = wanted.unique(return_inverse=True)
+    return Slots(rows, slots.places % most, min(slots.width, most)), kept // parts
+
+
 def spread(vectors: Tensor, slots: Slots, exercises: int) -> Tensor:
     """Put the students' vectors [N, H] into their slots: [E, width, H], zero where none is."""
     grid = vectors.new_zeros(exercises, slots.width, vectors.shape[-1])

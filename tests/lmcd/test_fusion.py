@@ -163,6 +163,25 @@ def test_cached_prefixes_are_computed_once_and_forgotten_with_the_weights() -> N
     assert calls[2:] == [(3, 11), (3, 5)]
 
 
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_many_students_of_a_cached_text_are_read_in_several_rows(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth, _, gradients = run(backbone("llama"), "row")
+    monkeypatch.setattr(fusion_module, "_WIDTH", width)
+    shapes = []
+    model = backbone("llama")
+    model.register_forward_hook(
+        lambda module, args, kwargs, out: shapes.append(kwargs["inputs_embeds"].shape[:2]),
+        with_kwargs=True,
+    )
+    fused, _, found = run(model, "cached")
+    assert shapes[-1] == ({1: 10, 2: 6, 3: 4}[width], width)  # of 5, 2 and 3 students
+    assert error(fused.relative, truth.relative) <= EXACT
+    assert error(fused.exercise, truth.exercise) <= EXACT
+    assert error(found["students.weight"], gradients["students.weight"]) <= EXACT
+
+
 def test_what_does_not_fit_into_the_cache_is_computed_again() -> None:
     model = backbone("llama")
     truth = fusion(model, "cached")(*batch())
