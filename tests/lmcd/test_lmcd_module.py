@@ -11,7 +11,6 @@ import torch
 from backbones import BACKBONES
 from cold_start_folders import write_plain
 from glass_lm import glass_tokenizer
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -199,23 +198,6 @@ def test_prediction_covers_every_pair(tmp_path: Path) -> None:
         for pair in zip(part["students"].tolist(), part["exercises"].tolist(), strict=True)
     }
     assert len(pairs) == 12 * 10
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
-def test_metrics_on_two_ranks_are_those_on_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MASTER_PORT", str(find_free_network_port()))
-    fitted, source = module(reader="start"), data(tmp_path, students_per_exercise=5)
-    fit = trainer(tmp_path, max_epochs=1)
-    fit.fit(fitted, source)
-    one = fit.test(fitted, source, verbose=False)[0]
-    fit.save_checkpoint(tmp_path / "a.ckpt")
-    loaded = LMCDModule.load_from_checkpoint(tmp_path / "a.ckpt")
-    two = trainer(tmp_path, strategy="ddp_fork", devices=2)
-    found = two.test(loaded, data(tmp_path, students_per_exercise=5), verbose=False)[0]
-    assert found == pytest.approx(one, rel=1e-6)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
