@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lightning_suite.language.layers import decoder_layers
 OUTPUT_MAPS = ("down_proj", "fc2", "c_proj", "dense_4h_to_h")
 # Layer 20 of the 32 of Llama-2-7B in the published experiments.
 _PUBLISHED_DEPTH = 20 / 32
+_NUMBER = re.compile(r"-?\d+")
 
 
 def causal_lm(model: nn.Module) -> Any:
@@ -54,6 +56,8 @@ def find_layer(model: nn.Module, layer: str | int | None = None) -> tuple[str, n
         SuiteError: There is no such module, or several could be meant.
     """
     lm = causal_lm(model)
+    if isinstance(layer, str) and _NUMBER.fullmatch(layer):
+        layer = int(layer)  # all that a command line gives is text
     if isinstance(layer, str):
         modules: dict[str, nn.Module] = dict(lm.named_modules())
         if layer not in modules:

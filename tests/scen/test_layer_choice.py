@@ -41,6 +41,13 @@ class TestFindingTheLayer:
             d_in, d_out = layer_shape(name, layer)
             assert (d_in > d_out, d_out) == (True, 32)
 
+    def test_a_number_may_come_as_text_from_a_command_line(self) -> None:
+        model = tiny("llama")
+        for text, number in (("1", 1), ("-1", -1)):
+            assert find_layer(model, text)[0] == find_layer(model, number)[0]
+        with pytest.raises(SuiteError, match="layer=7, and the model has 3"):
+            find_layer(model, "7")
+
     def test_by_itself_at_the_published_share_of_the_depth(self) -> None:
         for depth, number in ((32, 20), (30, 19), (3, 2), (1, 0)):
             config = {**TINY["llama"], "num_hidden_layers": depth, "hidden_size": 8}
