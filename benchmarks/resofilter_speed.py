@@ -47,6 +47,11 @@ TASKS = {
     "norms, every linear layer": Task("grad_norm", "all", "all"),
     "adam1, every linear layer": Task("adam1_mean_abs", "all", "all"),
 }
+# How far a way may be from the suite's numbers, relatively. Samples differ by about 1e-4 in
+# adam1_mean_abs, so that a looser check would let any gradient pass; the loop in float32 is itself
+# off by as much, and is checked in float64 by resofilter_exactness.py.
+TOLERANCES = {"grad_norm": 1e-5, "adam1_mean_abs": 2e-6}
+LOOP_TOLERANCE = 2e-4
 PACKAGES = {"opacus": "opacus", "opacus ghost": "opacus", "bergson": "bergson", "dattri": "dattri"}
 # Lengths in tokens and prompt tokens of nine problems of GSM8K in SmolLM2's chat template.
 LENGTHS = (222, 221, 219, 218, 217, 216, 215, 214, 213)
@@ -129,8 +134,9 @@ def turns(
                 seconds[way].append(elapsed)
         for way, values in found.items():
             if values is not None:
+                rtol = LOOP_TOLERANCE if way == "literal loop" else TOLERANCES[task.feature]
                 torch.testing.assert_close(
-                    values.double(), found["ours"], rtol=2e-4, atol=0, msg=f"{way}: {{}}".format
+                    values.double(), found["ours"], rtol=rtol, atol=0, msg=f"{way}: {{}}".format
                 )
     return seconds
 

@@ -91,6 +91,9 @@ def ours(model: nn.Module, task: Task) -> Iterator[Run]:
     targets = task.targets(model)
     columns = [f"{target.name}.{task.feature}" for target in targets]
     with CausalLMProbe(model, targets, make_features([task.feature])) as probe:
+        ids = torch.zeros(2, 2, dtype=torch.long)
+        # what is checked once and not in every batch
+        probe.score_batch({"ids": ["0", "1"], "input_ids": ids, "labels": ids})
 
         def run(batch: Batch) -> Tensor:
             rows = probe.score_batch(batch)
