@@ -198,7 +198,7 @@ def try_gate(
     *,
     placeholders: Sequence[str] = PLACEHOLDERS,
     probes: Sequence[str] = PROBES,
-    false_rate: float = 0.02,
+    false_rate: float = 0.03,
     seconds: float = 600.0,
 ) -> list[GateTrial]:
     """Try what replaces the subject and how the answer begins where the subject gate reads.

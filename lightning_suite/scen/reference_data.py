@@ -62,13 +62,13 @@ def relation_wordings() -> tuple[RelationWordings, ...]:
 def wordings_by_kind() -> Mapping[str, tuple[tuple[str, ...], ...]]:
     """Return for each kind of subject the wordings of the relations that are asked of it.
 
-    Those of :func:`relation_wordings` and as many again, made to be hard to tell apart: a person's
-    mother and spouse, the year of a death and of a wedding. None of their relations is one of the
-    shipped edits', or of the questions about the same subjects that no edit may change.
+    Those of :func:`relation_wordings` and more than twice as many again, made to be hard to tell
+    apart: a person's mother and spouse, the year of a death and of a wedding. None of them is one
+    of the shipped edits' relations, or of those that their locality prompts ask about.
 
     Example:
         >>> wordings_by_kind()["city"][0][0]
-        'Which river flows through {subject}?'
+        'At what altitude does {subject} lie?'
     """
     known = {relation.relation: relation.wordings for relation in relation_wordings()}
     kinds: dict[str, list[tuple[str, ...]]] = {}

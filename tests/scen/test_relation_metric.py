@@ -113,11 +113,11 @@ def test_thresholds_let_through_no_more_than_they_say_of_relations_never_seen() 
     unseen = relations(0.7, seed=1, kinds=40)
     for at, relation in enumerate(unseen):
         own = metric.embed(relation.features)
-        for other in unseen[at // 4 * 4 : at // 4 * 4 + 4]:
-            if other is not relation:
-                for n, found in passed.items():
-                    scores = metric.scores(metric.embed(other.features), own[:n])
-                    found.append((scores >= metric.threshold(n)).float().mean())
+        rest = [r for r in unseen[at // 4 * 4 : at // 4 * 4 + 4] if r is not relation]
+        for n, found in passed.items():
+            scores = [metric.scores(metric.embed(other.features), own[:n]) for other in rest]
+            nearest = max(scores, key=lambda found: float(found.mean()))
+            found.append((nearest >= metric.threshold(n)).float().mean())
     for found in passed.values():
         # Fewer than asked: the final metric has seen more relations than those of the folds.
         assert 0.02 < torch.stack(found).mean().item() < 0.12

@@ -15,7 +15,7 @@ from lightning_suite.scen.gates.base import Gate, PromptQuery, Routing
 from lightning_suite.scen.gates.keyed import misses
 from lightning_suite.scen.reference_data import wordings_by_kind
 from lightning_suite.scen.relation_metric import Relation, RelationMetric, fit_relation_metric
-from lightning_suite.scen.subjects import SubjectIndex, Words, edit_subject, replaced
+from lightning_suite.scen.subjects import SubjectIndex, Words, edit_aliases, edit_subject, replaced
 from lightning_suite.scen.whitening import Whitening
 
 # Begins the answer, so that the state after it is about what is asked and not how to phrase it.
@@ -24,9 +24,9 @@ _NAMES_SHOWN = 5
 
 
 class _Key(NamedTuple):
-    """What is known of the edit in a slot: its subject, and the numbers of its wordings."""
+    """What is known of the edit in a slot: its subject's names, and the numbers of its wordings."""
 
-    subject: Words
+    subjects: tuple[Words, ...]
     wordings: tuple[int, ...]
 
 
@@ -44,14 +44,15 @@ class SubjectRelationGate(Gate):
        edit's own needs no comparison.
 
     Edits that ask the same of different subjects share their wordings: a million edits of ten
-    relations have ten keys. Another name of the subject is not recognised.
+    relations have ten keys. Another name of the subject is
+    recognised where the edit gives it in its ``aliases``.
 
     Args:
         encoder: Reads the base model.
         placeholder: What replaces the subject.
         probe: How the answer begins after which the state is read.
-        false_rate: Share of questions about other relations of the subject that may pass, of those
-            that ship with the package and are hard to tell apart.
+        false_rate: Share of questions that may pass of those about the relations nearest to an
+            edit's, among what ships with the package.
     """
 
     kind = "subject"
@@ -68,7 +69,7 @@ class SubjectRelationGate(Gate):
         *,
         placeholder: str = "X",
         probe: str = PROBE,
-        false_rate: float = 0.02,
+        false_rate: float = 0.03,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -96,11 +97,13 @@ class SubjectRelationGate(Gate):
             subject, guess = edit_subject(edit)
             if guess:
                 guessed.append(f"{edit.id}: {' '.join(subject)}")
+            aliases = edit_aliases(edit)
             asked = dict.fromkeys(
-                self._masked(question, subject) for question in (edit.prompt, *edit.paraphrases)
+                self._masked(question, (subject, *aliases))
+                for question in (edit.prompt, *edit.paraphrases)
             )
             numbers = [self._wordings.setdefault(text, len(self._wordings)) for text in asked]
-            self._hold(slot, _Key(subject, tuple(numbers)))
+            self._hold(slot, _Key((subject, *aliases), tuple(numbers)))
         self._read_new()
         if guessed:
             shown = "; ".join(guessed[:_NAMES_SHOWN])
@@ -115,7 +118,8 @@ class SubjectRelationGate(Gate):
         for slot in slots:
             key = self._keys.pop(slot, None)
             if key is not None:
-                self._index.remove(key.subject, slot)
+                for words in key.subjects:
+                    self._index.remove(words, slot)
 
     def route(self, query: PromptQuery) -> Routing:
         """Decide on each prompt: one forward pass of those that name a subject.
@@ -158,7 +162,12 @@ class SubjectRelationGate(Gate):
             "false_rate": self.false_rate,
             "wordings": list(self._wordings),
             "edits": [
-                [slot, " ".join(key.subject), list(key.wordings)]
+                [
+                    slot,
+                    " ".join(key.subjects[0]),
+                    list(key.wordings),
+                    *map(" ".join, key.subjects[1:]),
+                ]
                 for slot, key in self._keys.items()
             ],
         }
@@ -169,12 +178,14 @@ class SubjectRelationGate(Gate):
         self.false_rate = state["false_rate"]
         self._wordings = {text: number for number, text in enumerate(state["wordings"])}
         self._index, self._keys = SubjectIndex(), {}
-        for slot, subject, wordings in state["edits"]:
-            self._hold(slot, _Key(tuple(subject.split(" ")), tuple(wordings)))
+        for slot, subject, wordings, *aliases in state["edits"]:
+            names = tuple(tuple(name.split(" ")) for name in (subject, *aliases))
+            self._hold(slot, _Key(names, tuple(wordings)))
 
     def _hold(self, slot: int, key: _Key) -> None:
         self._keys[slot] = key
-        self._index.add(key.subject, slot)
+        for words in key.subjects:
+            self._index.add(words, slot)
 
     def _prepare(self) -> None:
         """Learn the metric if that was not done; a bank of an older format has another one."""
@@ -207,10 +218,11 @@ class SubjectRelationGate(Gate):
     def _encode(self, questions: Sequence[str]) -> Tensor:
         return self.metric.embed(_final_states(self.encoder, questions, self.probe).to(self.mean))
 
-    def _masked(self, question: str, subject: Words) -> str:
+    def _masked(self, question: str, names: Sequence[Words]) -> str:
         one = SubjectIndex()
-        one.add(subject, 0)
-        spans = [span for match in one.find(question) for span in match.spans]
+        for words in names:
+            one.add(words, 0)
+        spans = sorted(span for match in one.find(question) for span in match.spans)
         return replaced(question, spans, self.placeholder)
 
     def _candidates(self, prompt: str) -> Iterator[tuple[Sequence[int], str]]:
