@@ -45,6 +45,7 @@ def _plain(row: Fields) -> Edit:
         prompt=row.text("prompt"),
         target=row.text("target"),
         subject=row.find("subject") or None,
+        aliases=row.texts("aliases"),
         paraphrases=row.texts("paraphrases"),
         rephrases=row.texts("rephrases"),
         locality=tuple(
@@ -174,7 +175,7 @@ PLAIN = EditFormat(
     "plain",
     ("prompt", "target"),
     _plain,
-    ("id", "subject", "paraphrases", "rephrases", "locality", "alias_rephrases"),
+    ("id", "subject", "aliases", "paraphrases", "rephrases", "locality", "alias_rephrases"),
 )
 PLAIN_WITH_ALIASES = EditFormat("plain", PLAIN.keys, _plain_with_aliases, PLAIN.optional)
 

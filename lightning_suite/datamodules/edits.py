@@ -66,8 +66,9 @@ class EditDataModule(LightningDataModule):
             * ``"hub:OWNER/NAME"`` or ``"hub:OWNER/NAME:CONFIG"``: a data set of the Hugging Face
               Hub, downloaded once.
         format: ``plain``: ``{prompt, target}`` and, where known, ``id``, ``subject``,
-            ``paraphrases`` (given to the method), ``rephrases`` (kept for evaluation) and
-            ``locality`` (``[{prompt, kind, answer}]``, or texts); or the form of a public data set:
+            ``aliases`` (other names of it), ``paraphrases`` (given to the method), ``rephrases``
+            (kept for evaluation) and ``locality`` (``[{prompt, kind, answer}]``, or texts); or the
+            form of a public data set:
             ``zsre`` (as MEND prepared it), ``counterfact``, ``knowedit`` (``knowedit_wikibio`` for
             its WikiBio), ``wikibigedit``, ``qaedit``, ``scen`` (the files of the method's
             authors). ``auto`` finds it by the columns.

@@ -32,6 +32,7 @@ class Edit:
         prompt: The question as the user asks it.
         target: The answer that the model shall give from now on.
         subject: The words of ``prompt`` that name what the fact is about; None where unknown.
+        aliases: Other names of the subject, by which prompts may call it. Given to the method.
         paraphrases: Other wordings **given to the method**: the gate and the expert may learn
             from them.
         rephrases: Other wordings **kept for evaluation** (generality); no method ever sees them
@@ -46,3 +47,4 @@ class Edit:
     paraphrases: tuple[str, ...] = ()
     rephrases: tuple[str, ...] = ()
     locality: tuple[LocalityPrompt, ...] = ()
+    aliases: tuple[str, ...] = ()

@@ -11,7 +11,8 @@ from lightning_suite.scen.edits import Edit
 
 Status = Literal["live", "replaced", "removed"]
 _STATUSES = ("live", "replaced", "removed")
-_STORED = ("id", "prompt", "target", "subject", "paraphrases")
+_LISTS = ("aliases", "paraphrases")
+_STORED = ("id", "prompt", "target", "subject", "aliases", "paraphrases")
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class History:
 def to_plain(record: EditRecord) -> dict[str, Any]:
     """Return a record as plain values, for JSON and checkpoints."""
     edit = {name: getattr(record.edit, name) for name in _STORED}
-    edit["paraphrases"] = list(record.edit.paraphrases)
+    edit |= {name: list(edit[name]) for name in _LISTS}
     return {
         **edit,
         "version": record.version,
@@ -211,10 +212,17 @@ def from_plain(value: Mapping[str, Any]) -> EditRecord:
     Raises:
         SuiteError: A key is missing, unknown or of another type.
     """
+    value = {"aliases": [], **value}  # banks of earlier versions have none
     known = {*_STORED, *(item.name for item in fields(EditRecord))} - {"edit"}
     if set(value) != known:
         raise SuiteError(f"an edit has the keys {sorted(value)}, expected {sorted(known)}.")
-    texts = [value["id"], value["prompt"], value["target"], *value["paraphrases"]]
+    texts = [
+        value["id"],
+        value["prompt"],
+        value["target"],
+        *value["paraphrases"],
+        *value["aliases"],
+    ]
     slots = (int, type(None))
     if (
         not all(isinstance(text, str) for text in texts)
@@ -231,6 +239,7 @@ def from_plain(value: Mapping[str, Any]) -> EditRecord:
         target=value["target"],
         subject=value["subject"],
         paraphrases=tuple(value["paraphrases"]),
+        aliases=tuple(value["aliases"]),
     )
     return EditRecord(
         edit, value["version"], value["status"], value["replaces"], dict(value["notes"])

@@ -156,6 +156,13 @@ def edit_subject(edit: Edit) -> tuple[Words, bool]:
     return _last_run(plain, capital) or _last_run(plain, naming) or tuple(plain), True
 
 
+def edit_aliases(edit: Edit) -> tuple[Words, ...]:
+    """Return the words of the other names that ``edit`` says its subject has, each once."""
+    own = edit_subject(edit)[0]
+    named = (subject_words(alias) for alias in edit.aliases)
+    return tuple(dict.fromkeys(words for words in named if words and words != own))
+
+
 def _words(text: str) -> Iterator[tuple[str, int, int]]:
     """Yield each word without case and accents, and where it stands."""
     for found in _WORD.finditer(text):

@@ -40,6 +40,7 @@ ROWS: dict[str, tuple[dict[str, Any], Edit]] = {
             "prompt": " Who runs it? ",
             "target": "Ada",
             "subject": "it",
+            "aliases": ["the firm", "It Inc."],
             "paraphrases": ["Its head?"],
             "rephrases": ["Who leads it?", "", "Who leads it?"],
             "locality": [{"prompt": "Where?", "kind": "same_subject", "answer": "there"}, "When?"],
@@ -53,6 +54,7 @@ ROWS: dict[str, tuple[dict[str, Any], Edit]] = {
             ("Its head?",),
             ("Who leads it?",),
             (LocalityPrompt("Where?", "same_subject", "there"), LocalityPrompt("When?")),
+            aliases=("the firm", "It Inc."),
         ),
     ),
     "zsre": (

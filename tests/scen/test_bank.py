@@ -17,6 +17,7 @@ from lightning_suite.scen.edits import Edit, LocalityPrompt
 from lightning_suite.scen.expert_table import ExpertTable, edited_rows, expert_shapes
 from lightning_suite.scen.fingerprint import BaseIdentity
 from lightning_suite.scen.gates.base import PromptQuery
+from lightning_suite.scen.records import from_plain, to_plain
 
 BASE = BaseIdentity(
     name="tiny",
@@ -63,8 +64,13 @@ class TestInserting:
     def test_what_is_for_evaluation_is_not_kept(self) -> None:
         made = bank()
         given = edit("a", rephrases=("Say a.",), locality=(LocalityPrompt("What is b?"),))
-        made.insert([replace(given, paraphrases=("Tell a.",))], experts(1))
-        assert made.edits == [replace(given, paraphrases=("Tell a.",), rephrases=(), locality=())]
+        given = replace(given, paraphrases=("Tell a.",), aliases=("A",))
+        made.insert([given], experts(1))
+        assert made.edits == [replace(given, rephrases=(), locality=())]
+        plain = to_plain(made.history.records[0])
+        assert from_plain(plain) == made.history.records[0]
+        del plain["aliases"]  # as in a bank of an earlier version
+        assert from_plain(plain).edit.aliases == ()
 
     @pytest.mark.parametrize(
         ("edits", "message"),

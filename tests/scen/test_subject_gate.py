@@ -110,6 +110,34 @@ def test_the_longest_name_is_meant(gate: SubjectRelationGate) -> None:
     assert (north, south) == (3, 2)
 
 
+def test_a_subject_is_known_by_the_other_names_that_the_edit_gives(
+    gate: SubjectRelationGate, encoder: PromptEncoder
+) -> None:
+    edit = Edit("thai", "What is the capital of Thailand?", "Oslo", "Thailand", aliases=("Siam",))
+    asked = ["What is the capital of Thailand?", "what is the capital of Siam?"]
+    gate.add([edit], [4])
+    before = ask(gate, *asked)
+    assert before.expert.tolist()[0] == 4
+    assert before.nearest.tolist() == [4, 4]
+    again = SubjectRelationGate(encoder)
+    again.load_state_dict(gate.state_dict())
+    for ours, theirs in zip(ask(again, *asked), before, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    own = ask(gate, "What is the capital of Siam?")
+    assert own.expert.tolist() == [4], "the edit's own words, by the other name"
+    again.remove([4])
+    assert ask(again, *asked).nearest.tolist() == [MISS, MISS]
+
+
+def test_a_paraphrase_may_use_another_name(gate: SubjectRelationGate) -> None:
+    gate.add([Edit("a", "Who rules Siam?", "Ada", "Siam", ("Siam's king is who?",))], [4])
+    known = gate.get_extra_state()["wordings"]
+    paraphrases = ("Tahuantinsuyo's king is who?",)
+    edit = Edit("b", "Who rules Peru?", "Ada", "Peru", paraphrases, aliases=("Tahuantinsuyo",))
+    gate.add([edit], [5])
+    assert gate.get_extra_state()["wordings"] == known
+
+
 def test_edits_that_ask_the_same_share_their_wording(gate: SubjectRelationGate) -> None:
     assert len(gate.features) == 3  # capital, and food in two wordings
 

@@ -9,6 +9,7 @@ import pytest
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.subjects import (
     SubjectIndex,
+    edit_aliases,
     edit_subject,
     find_words,
     replaced,
@@ -108,3 +109,9 @@ def test_the_subject_of_an_edit(
 
 def test_words_are_given_back_as_they_are_written() -> None:
     assert find_words("Is the CÔTE  d’Ivoire large?", ("cote", "d", "ivoire")) == "CÔTE  d’Ivoire"
+
+
+def test_aliases_are_other_names_each_once() -> None:
+    names = ("The Thailand", "thailand", "SIAM", "", "?")
+    edit = Edit("e", "Who rules Siam?", "Ada", "Siam", aliases=names)
+    assert edit_aliases(edit) == (("thailand",),)
