@@ -19,9 +19,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from lightning_suite.resofilter.features import make_features
-from lightning_suite.resofilter.language_probe import CausalLMProbe, TokenBatch
+from lightning_suite.resofilter.language_probe import CausalLMProbe
 from lightning_suite.resofilter.recorder import probing
 from lightning_suite.resofilter.targets import Target, find_targets
+from lightning_suite.resofilter.token_batch import TokenBatch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.reference.resofilter_reference import literal_features

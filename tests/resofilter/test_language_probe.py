@@ -250,11 +250,11 @@ def test_activation_checkpointing_changes_nothing() -> None:
 
 
 def test_the_head_is_run_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_suite.resofilter import language_probe
+    from lightning_suite.resofilter import head_loss
 
     model, batch = llama().double(), [Samples().padded(range(8), "right")]
     whole = score(model, batch)
-    monkeypatch.setattr(language_probe, "_CPU_LOGITS", 3 * VOCABULARY)
+    monkeypatch.setattr(head_loss, "_CPU_LOGITS", 3 * VOCABULARY)
     parts = score(model, batch)
     for name, values in whole.items():
         if isinstance(values, Tensor):
