@@ -16,10 +16,27 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_scoring import rows, write_config
 
+from lightning_suite.cli.main import main
 from lightning_suite.resofilter.store import shard_files
 
-SAMPLES = 301
+SAMPLES, PER_BATCH, PER_SHARD = 61, 2, 4
 COMMAND = [sys.executable, "-m", "lightning_suite", "score", "-c", "score.yaml"]
+# The process stands still in the middle of a batch, when some samples are scored and not written.
+STANDS_AT = 12
+STANDS = f"""
+import sys, time
+from lightning_suite.cli.main import main
+from lightning_suite.resofilter.language_probe import CausalLMProbe
+
+score, batches = CausalLMProbe.score_batch, []
+def score_or_stand(self, batch):
+    batches.append(batch)
+    if len(batches) == {STANDS_AT}:
+        time.sleep(600)
+    return score(self, batch)
+CausalLMProbe.score_batch = score_or_stand
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def start(folder: Path, *args: str, command: list[str] = COMMAND) -> subprocess.Popen[str]:
@@ -57,29 +74,36 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data, config and the scores of a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("scoring")
     data: list[dict[str, Any]] = [
-        {**row, "id": f"{n:03}"} for n, row in enumerate(rows(30) * 11) if n < SAMPLES
+        {**row, "id": f"{n:03}"} for n, row in enumerate(rows(30) * 3) if n < SAMPLES
     ]
-    write_config(folder, data, batch_samples=2, rows_per_shard=4)
-    finish(start(folder, "--out", "whole"))
+    config = write_config(folder, data, batch_samples=PER_BATCH, rows_per_shard=PER_SHARD)
+    assert main(["score", "-c", str(config), "--out", str(folder / "whole")]) == 0
     return folder
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bytes_and_scores_nothing_twice(whole: Path) -> None:
-    process = start(whole, "--out", "killed")
-    deadline = time.monotonic() + 120
-    while len(shard_files(whole / "killed")) < 5:
+def test_a_killed_run_goes_on_to_the_same_bytes_and_scores_nothing_twice(
+    whole: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, "-c", STANDS, *COMMAND[3:]]
+    process = start(whole, "--out", "killed", command=command)
+    written = (STANDS_AT - 1) * PER_BATCH // PER_SHARD
+    deadline = time.monotonic() + 240
+    while len(shard_files(whole / "killed")) < written:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    assert process.returncode == -signal.SIGKILL
     before = {path: path.read_bytes() for path in shard_files(whole / "killed")}
     done = scored_ids(whole / "killed")
-    assert 0 < len(done) < SAMPLES
+    assert len(done) == written * PER_SHARD < (STANDS_AT - 1) * PER_BATCH, "some were not written"
     assert not (whole / "killed" / "scores.parquet").exists()
 
-    out = finish(start(whole, "--out", "killed"))
+    capfd.readouterr()
+    assert main(["score", "-c", str(whole / "score.yaml"), "--out", str(whole / "killed")]) == 0
+    out = capfd.readouterr().out
     now, earlier = (int(n) for n in re.findall(r"(\d+) samples scored now, (\d+) before", out)[0])
     assert (now, earlier) == (SAMPLES - len(done), len(done))
     after = scored_ids(whole / "killed")
