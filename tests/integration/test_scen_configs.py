@@ -32,6 +32,7 @@ def options(*more: str) -> list[str]:
         "--model.init_args.pretrained=tiny",
         f"--model.init_args.prompt_template={TEMPLATE}",
         "--model.init_args.max_new_tokens=6",
+        "--model.init_args.calibrate=false",
         "--data.init_args.source=edits.jsonl",
         *more,
     ]
@@ -74,9 +75,12 @@ def test_edit_test_with_baselines_predict_and_report(folder: Path) -> None:
 def test_quickstart(folder: Path) -> None:
     for command in ("fit", "predict"):
         assert main([command, "-c", "quickstart/scen", *options()]) == 0
-    answers = Path("lightning_logs/version_1/artifacts/answers.jsonl").read_text().splitlines()
+    runs = Path("runs/quickstart_scen")
+    answers = (runs / "version_1/artifacts/answers.jsonl").read_text().splitlines()
     assert [json.loads(line)["fired"] for line in answers] == [f"e{n}" for n in range(6)]
-    assert main(["report", "lightning_logs"]) == 0
+    assert main(["report", str(runs)]) == 0
+    assert "the dog likes" in (runs / "report.html").read_text()
+    assert main(["fit", "-c", "quickstart/scen", *options()]) == 0, "a second time, nothing to do"
 
 
 @pytest.mark.slow
