@@ -481,8 +481,12 @@ def test_as_many_samples_as_positions_need_a_word_only_at_the_start(tmp_path: Pa
     said = record(tmp_path / "said", Sequences(), data[1:], **options, batch_first=True)
     assert len(said["sample_id"]) == 4
     assert len(known["sample_id"]) == 7
-    state = GradientFeatureCallback().state_dict()
-    assert state["batch_first"] == []
+    resumed = GradientFeatureCallback(modules="layer", folder=str(tmp_path / "resumed"))
+    state = {**resumed.state_dict(), "batch_first": ["layer"]}
+    resumed.load_state_dict(state)
+    trainer = quiet_trainer([resumed], max_epochs=1)
+    trainer.fit(Sequences(), Given(data[1:]))
+    assert len(read(tmp_path / "resumed")["sample_id"]) == 4
 
 
 def test_compiled_models_are_refused(tmp_path: Path) -> None:
