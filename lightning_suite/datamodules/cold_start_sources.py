@@ -159,7 +159,10 @@ def check_responses(
         if pair not in kept or repeats == "last":
             kept[pair] = value
     if not kept:
-        raise SuiteError("there are no answers: the interactions are empty.")
+        raise SuiteError(
+            "there are no answers: the file of interactions has no rows below its header (columns "
+            "student_id, exercise_id, correct in the plain format)."
+        )
     pairs = torch.tensor(list(kept))
     return ResponseData(
         students=list(student_rows),

@@ -128,8 +128,14 @@ def join_test(
         correct=torch.cat([data.correct, test.correct]),
     )
     pairs = whole.student * len(whole.exercises) + whole.exercise
-    if len(pairs.unique()) < len(pairs):
-        raise SuiteError("test_source: it has answers that are in source, too; take them out.")
+    known = torch.isin(pairs[len(data) :], pairs[: len(data)])
+    if known.any():
+        row = int(known.nonzero()[0])
+        raise SuiteError(
+            f"leak: answers of test_source are in source, too ({int(known.sum())}, first that of "
+            f"student {whole.students[test.student[row]]!r} to exercise "
+            f"{whole.exercises[test.exercise[row]].id!r}). Take them out of one of the two."
+        )
     rows = torch.arange(len(whole))
     parts = {"train": rows[: len(data)]}
     if val_fraction:
@@ -158,6 +164,8 @@ def check_leaks(data: ResponseData, split: Split) -> None:
         held = split.parts.get(name)
         if held is None or split.kind == "random":
             continue
+        if name == "test" and "val" in split.parts:
+            train = torch.cat([train, split.parts["val"]])  # the best epoch is chosen by it
         if split.kind == "student":
             both = {data.students[s] for s in _shared(data.student, train, held)}
             _refuse(both, "students", name)
@@ -247,8 +255,10 @@ def _refuse(both: set[str], what: str, part: str) -> None:
     if both:
         some = ", ".join(sorted(both)[:3])
         raise SuiteError(
-            f"leak: {len(both)} {what} of the {part} part are in the training part, too: "
-            f"{some}{', …' if len(both) > 3 else ''}."
+            f"leak: {len(both)} {what} of the {part} part are in the training"
+            f"{' or validation' if part == 'test' else ''} part, too: "
+            f"{some}{', …' if len(both) > 3 else ''}. Take their answers out of one of the two, or "
+            "choose another kind of split."
         )
 
 

@@ -144,8 +144,22 @@ def test_answers_of_another_file_are_the_test(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match=r"row 4: student 's99' is unknown: no answer of theirs"):
         module(tmp_path / "train", test_source=str(test))
     write_rows(test / "interactions.csv", header, [("s1", "e1", 1)])
-    with pytest.raises(SuiteError, match="it has answers that are in source, too"):
+    with pytest.raises(SuiteError, match=r"leak: answers of test_source .* 's1' to exercise 'e1'"):
         module(tmp_path / "train", test_source=str(test / "interactions.csv"))
+
+
+@pytest.mark.parametrize("exercise", range(EXERCISES))
+def test_an_exercise_of_the_source_is_not_new_in_another_file(
+    exercise: int, tmp_path: Path
+) -> None:
+    """Nor one that only the validation has: it chooses the best epoch."""
+    file = write_plain(tmp_path / "train") / "interactions.csv"
+    rows = file.read_text().splitlines()
+    file.write_text("\n".join(r for r in rows if not r.startswith(f"s1,e{exercise},")) + "\n")
+    test = tmp_path / "test.csv"
+    test.write_text(f"student_id,exercise_id,correct\ns1,e{exercise},1\n")
+    with pytest.raises(SuiteError, match=f"leak: 1 exercises of the test .*: e{exercise}"):
+        module(tmp_path / "train", test_source=str(test))
 
 
 def test_a_checkpoint_of_another_split_is_refused(tmp_path: Path) -> None:
