@@ -29,14 +29,13 @@ from lightning_suite.scen.calibration import ExpertTrial, try_experts, try_gate
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.experts import ExpertSettings
+from lightning_suite.scen.kept_states import weights_hash
 from lightning_suite.scen.layer_choice import causal_lm, find_layer
 from lightning_suite.scen.prompts import PromptFormat
 from lightning_suite.scen.reference_data import calibration_edits
 
 FORMAT = 1
 EDITS = 16  # that each setting is tried on
-# Of each parameter, as many numbers go into the hash: any training moves nearly all of them.
-_NUMBERS = 4096
 _QUESTION = "What is this?"  # shows what the template makes of a question
 _SHIPPED = "calibrations.jsonl"
 _WORDINGS = "relation_wordings.jsonl"
@@ -210,17 +209,6 @@ def _key(model: nn.Module, prompts: PromptFormat, facts: Mapping[str, Any]) -> s
             **facts,
         }
     )
-
-
-def weights_hash(model: nn.Module) -> str:
-    """Return a hash of names, shapes and types of all parameters, and of a sample of each."""
-    digest: Any = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, len(flat) // _NUMBERS)].cpu().contiguous()
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        digest.update(sample.view(torch.uint8).numpy())
-    return str(digest.hexdigest())
 
 
 def _data_hash(name: str) -> str:

@@ -14,7 +14,7 @@ from glass_lm import glass_model, glass_tokenizer
 from lightning_suite.scen import calibrated, calibration
 from lightning_suite.scen.bank import ExpertBank
 from lightning_suite.scen.bank_file import read_bank, save_bank
-from lightning_suite.scen.calibrated import calibrated_experts, calibrated_gate, weights_hash
+from lightning_suite.scen.calibrated import calibrated_experts, calibrated_gate
 from lightning_suite.scen.calibration import ExpertTrial, GateTrial
 from lightning_suite.scen.editing import expert_settings, open_bank
 from lightning_suite.scen.edits import Edit
@@ -152,18 +152,6 @@ def test_the_words_of_the_gate_are_those_with_the_best_recall(
     found = calibrated_gate(glass_model(), prompts, "model.layers.1.mlp.down_proj")
     assert (found["placeholder"], found["probe"]) == ("it", "Answer:")
     assert [trial["recall"] for trial in found["trials"]] == [0.9, 0.5]
-
-
-def test_a_hash_of_weights_sees_every_parameter() -> None:
-    model = glass_model()
-    before = weights_hash(model)
-    assert weights_hash(glass_model()) == before
-    for parameter in model.parameters():
-        kept = parameter.data.clone()
-        parameter.data.add_(1e-3)
-        assert weights_hash(model) != before
-        parameter.data.copy_(kept)
-    assert weights_hash(model.bfloat16()) != before
 
 
 class TestBank:

@@ -13,6 +13,7 @@ from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.gates.base import Gate, PromptQuery, Routing
 from lightning_suite.scen.gates.keyed import misses
+from lightning_suite.scen.kept_states import kept_final_states
 from lightning_suite.scen.reference_data import wordings_by_kind
 from lightning_suite.scen.relation_metric import Relation, RelationMetric, fit_relation_metric
 from lightning_suite.scen.subjects import SubjectIndex, Words, edit_aliases, edit_subject, replaced
@@ -258,7 +259,7 @@ def wording_features(
     kinds = wordings_by_kind().values() if kinds is None else kinds
     relations = [(at, w) for at, kind in enumerate(kinds) for w in kind]
     texts = [text.replace("{subject}", placeholder) for _, asked in relations for text in asked]
-    states = _final_states(encoder, texts, probe).cpu()
+    states = kept_final_states(encoder, [text + probe for text in encoder.prompts(texts)])
     parts = torch.split(states, [len(asked) for _, asked in relations])
     return [Relation(part, kind) for (kind, _), part in zip(relations, parts, strict=True)]
 
