@@ -15,7 +15,9 @@ from glass_lm import glass_model, glass_tokenizer
 
 from lightning_suite.cli.main import main
 from lightning_suite.cli.tables import table
+from lightning_suite.datamodules.edit_sources import read_edits
 from lightning_suite.language.loading import causal_lm_from_pretrained, load_tokenizer
+from lightning_suite.scen.answers import Answer, Answerer
 from lightning_suite.scen.bank import ExpertBank
 from lightning_suite.scen.bank_file import read_bank, save_bank
 from lightning_suite.scen.editing import open_bank
@@ -178,6 +180,68 @@ class TestChanging:
         assert json.loads(run("export", "facts", "-")[1].splitlines()[1])["target"] == "grey"
 
 
+class TestParaphrasing:
+    """Other wordings for the method to learn from, as a file of edits."""
+
+    @pytest.fixture(autouse=True)
+    def _source(self, run: Run) -> None:
+        rows = [
+            {"id": n, "prompt": question(name), "target": colour, "rephrases": [f"{name} is of?"]}
+            for n, (name, colour) in COLOURS.items()
+        ]
+        Path("my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def test_by_template(self, run: Run) -> None:
+        status, out, _ = run("paraphrase", "my.jsonl", "out.jsonl", "--way", "template")
+        assert (status, out) == (0, "3 edits with 9 paraphrases: out.jsonl\n")
+        first = read_edits("out.jsonl")[0]
+        assert all(question("Tom") in text for text in first.paraphrases)
+        assert first.rephrases == ("Tom is of?",), "kept for the evaluation"
+
+    def test_by_a_model_what_is_written_is_not_written_again(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[str] = []
+
+        def answer(_self: object, questions: list[str]) -> list[Answer]:
+            asked.extend(questions)
+            return [
+                Answer(f"Has {text.split(chr(34))[1]} a colour, {n % 5}?", True)
+                for n, text in enumerate(questions)
+            ]
+
+        monkeypatch.setattr(Answerer, "__call__", answer)
+        command = ("paraphrase", "my.jsonl", "out.jsonl", "--model", str(self.model(run)))
+        assert run(*command)[:2] == (0, "3 edits with 9 paraphrases: out.jsonl\n")
+        made = Path("out.jsonl").read_text()
+        lines = made.splitlines(keepends=True)
+        Path("out.jsonl").write_text(lines[2] + lines[0])  # as if it had been killed
+        asked.clear()
+        assert run(*command)[0] == 0
+        assert Path("out.jsonl").read_text() == made
+        assert asked
+        assert all("Lily" in text for text in asked)
+
+    @staticmethod
+    def model(run: Run) -> str:
+        return str(json.loads(Path("facts.json").read_text())["base"]["name"])
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["out.jsonl"], "--model NAME"),
+            (["out.jsonl", "--way", "template", "--most", "0"], "--most is 0"),
+            (["out.txt", "--way", "template"], "out.txt: name a .jsonl file"),
+            (["other.jsonl", "--way", "template"], "other.jsonl: is of other edits, such as 'x'"),
+        ],
+    )
+    def test_mistakes(self, run: Run, args: list[str], message: str) -> None:
+        Path("other.jsonl").write_text('{"id": "x", "prompt": "Who?", "target": "me"}\n')
+        status, _, err = run("paraphrase", "my.jsonl", *args)
+        assert (status, message in err) == (2, True), err
+        assert not Path("out.jsonl").exists()
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("args", "message"),
@@ -217,11 +281,29 @@ class TestHelp:
     def test_without_a_verb_all_verbs_are_shown(self, run: Run) -> None:
         status, out, _ = run()
         assert status == 0
-        for verb in ("list", "show", "remove", "rollback", "merge", "export", "explain"):
+        for verb in (
+            "list",
+            "show",
+            "remove",
+            "rollback",
+            "merge",
+            "export",
+            "explain",
+            "paraphrase",
+        ):
             assert f"\n  {verb:<10} " in out
 
     def test_each_verb_has_worked_examples(self, run: Run) -> None:
-        for verb in ("list", "show", "remove", "rollback", "merge", "export", "explain"):
+        for verb in (
+            "list",
+            "show",
+            "remove",
+            "rollback",
+            "merge",
+            "export",
+            "explain",
+            "paraphrase",
+        ):
             status, out, _ = run(verb, "--help")
             assert status == 0
             assert f"lightning-suite bank {verb} " in out.partition("Examples:")[2]

