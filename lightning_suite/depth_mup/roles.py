@@ -110,6 +110,15 @@ def _refuse(unassigned: list[str], preset: str, inside: bool) -> SuiteError:
     )
 
 
+def _refuse_frozen(unassigned: list[str], blocks: tuple[str, ...]) -> SuiteError:
+    listed = ", ".join(unassigned[:3]) + (", …" if len(unassigned) > 3 else "")
+    return SuiteError(
+        f"the {len(blocks)} residual blocks ({blocks[0]}, …) are frozen, and what is trained "
+        f"({listed}) is no part of them: nothing here depends on depth. Leave the depth-muP "
+        "overlays out; or give what is trained a role each with patterns."
+    )
+
+
 def assign_roles(
     model: nn.Module,
     *,
@@ -191,6 +200,10 @@ def assign_roles(
         elif block is not None or parameter.requires_grad:
             unassigned.append(full)
     if unassigned:
+        inside = tuple(f"{b}." for b in names)
+        trained = [_wrapped_name(full) for full, p in parameters.items() if p.requires_grad]
+        if not any(name.startswith(inside) for name in [*trained, *unassigned]):
+            raise _refuse_frozen(unassigned, names)
         inside_block = unassigned[0].startswith(tuple(f"{b}." for b in names))
         raise _refuse(unassigned, chosen.name if chosen else "none", inside_block)
     _check_equal_blocks(modules, roles, names)

@@ -341,3 +341,14 @@ def test_wrong_presets_and_roles_are_refused_with_advice() -> None:
         assign_roles(own_model(), preset="llama")
     with pytest.raises(SuiteError, match="unknown role 'hiden_last'. Did you mean 'hidden_last'"):
         assign_roles(own_model(), patterns={"up": "hiden_last"})  # type: ignore[dict-item]
+
+
+def test_training_beside_a_frozen_network_is_refused_for_that_reason() -> None:
+    model = own_model()
+    model.requires_grad_(False)
+    beside = nn.ModuleDict({"net": model, "probe": nn.Linear(2, 2)})
+    with pytest.raises(
+        SuiteError, match=r"are frozen, and what is trained \(probe.weight, probe.b"
+    ):
+        assign_roles(beside, patterns=PATTERNS)
+    assert assign_roles(beside, patterns={**PATTERNS, "probe": "output"}).depth > 0
