@@ -200,9 +200,9 @@ def assign_roles(
         elif block is not None or parameter.requires_grad:
             unassigned.append(full)
     if unassigned:
-        inside = tuple(f"{b}." for b in names)
+        prefixes = tuple(f"{b}." for b in names)
         trained = [_wrapped_name(full) for full, p in parameters.items() if p.requires_grad]
-        if not any(name.startswith(inside) for name in [*trained, *unassigned]):
+        if not any(name.startswith(prefixes) for name in [*trained, *unassigned]):
             raise _refuse_frozen(unassigned, names)
         inside_block = unassigned[0].startswith(tuple(f"{b}." for b in names))
         raise _refuse(unassigned, chosen.name if chosen else "none", inside_block)
