@@ -42,6 +42,7 @@ INSTRUCTIONS = (
     'Write a very short question about "{subject}" that asks the same as this one.\n{prompt}',
 )
 _DECORATION = re.compile(r"^(?:\s*(?:\d+[.)]|[-*•])\s*)?(?:\w[\w ]{0,30}:\s+)?[\"'“”‘’]*\s*")
+_TALK = re.compile(r"[.!?:]['\"”’]?\s|[\"“”]")
 _LONGEST = 4  # times the words of the prompt, and a few more
 
 
@@ -116,10 +117,15 @@ def usable(edit: Edit, text: str) -> bool:
 
 
 def cleaned(text: str) -> str:
-    """Return the first line of what a model wrote, without number, label and quotation marks."""
+    """Return the first line of what a model wrote, without number, label and quotation marks.
+
+    Nothing where the line is more than one sentence or quotes something: that is talk about the
+    question.
+    """
     line = next((line for line in text.splitlines() if line.strip()), "")
     bare = _DECORATION.sub("", line, count=1).strip()
-    return bare.strip("\"'“”‘’ ")
+    sentence = bare.strip("\"'“”‘’ ")
+    return "" if _TALK.search(sentence) else sentence
 
 
 def _has(text: str, words: tuple[str, ...]) -> bool:

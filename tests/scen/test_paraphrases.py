@@ -73,6 +73,9 @@ class TestWhatMayBeLearnt:
         ("\n- Which city leads France?", "Which city leads France?"),
         ("Which city leads France?", "Which city leads France?"),
         ("", ""),
+        ("What a question! Which city leads France?", ""),
+        ('A child might ask, "Which city leads France?"', ""),
+        ("St Paul's is in which city?", "St Paul's is in which city?"),
     ],
 )
 def test_labels_numbers_and_further_lines_are_cut_off(written: str, text: str) -> None:
