@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -227,7 +228,8 @@ def _fast(model: nn.Module) -> Iterator[None]:
     if home.type != "cpu" or not torch.cuda.is_available():
         yield
         return
-    model.to("cuda")
+    rank = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes each its own
+    model.to(f"cuda:{rank % torch.cuda.device_count()}")
     try:
         yield
     finally:
