@@ -1,7 +1,6 @@
 """Who masters what, what each exercise asks and what to ask next, as tables of the run."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,28 +10,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_suite.errors import SuiteError, check_choice
-from lightning_suite.extras import import_extra
-from lightning_suite.files import atomic_write, write_csv
-from lightning_suite.lmcd.baselines import Answers
-from lightning_suite.lmcd.diagnosis import (
-    Diagnosis,
-    item_rows,
-    mastery_rows,
-    next_rows,
-    prediction_columns,
-)
+from lightning_suite.lmcd.diagnosis import Diagnosis
 from lightning_suite.lmcd.layout import Prefixes
-from lightning_suite.lmcd.metrics import weighted_auc
 from lightning_suite.lmcd.pairs import PairReadings, find_diagnosis_model, read_pairs
-from lightning_suite.lmcd.score_tables import (
-    bounded_logits,
-    calibration_rows,
-    roc_rows,
-    score_rows,
-)
+from lightning_suite.lmcd.run_tables import bound_aucs, write_diagnosis, write_scores
 from lightning_suite.run_folder import RunFolder
 
-SECTION = "Diagnosis"
 _FORMATS = ("parquet", "csv", "none")
 _PARTS = ("train", "val", "test", "oracle", "support")
 _PAIRS = ("probability", "information", "difficulty")  # of a student and an exercise
@@ -161,15 +144,25 @@ class DiagnosisReportCallback(Callback):
         self._log_bounds(trainer, pl_module, "test")
         self._gather(trainer)
         if folder := self._run_folder(trainer):
-            self._write_scores(trainer, folder)
+            table = self._pairs["probability"]
+            write_scores(folder, _data(trainer), table, resamples=self.resamples)
         self._release()
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write everything."""
         self._gather(trainer)
         if folder := self._run_folder(trainer):
-            self._write_scores(trainer, folder)
-            self._write_diagnosis(folder, self._diagnosis(trainer, pl_module))
+            table = self._pairs["probability"]
+            write_scores(folder, _data(trainer), table, resamples=self.resamples)
+            path = write_diagnosis(
+                folder,
+                self._diagnosis(trainer, pl_module),
+                threshold=self.threshold,
+                next_items=self.next_items,
+                predictions=self.predictions,
+            )
+            if path is not None:
+                rank_zero_info(f"DiagnosisReportCallback: {path}")
         self._release()
 
     def on_exception(
@@ -229,52 +222,8 @@ class DiagnosisReportCallback(Callback):
         return RunFolder(self.folder or str(log_dir))
 
     def _log_bounds(self, trainer: Trainer, pl_module: LightningModule, part: str) -> None:
-        data = _data(trainer)
-        asked = _answers(data, part)
-        if not len(asked.correct):
-            return
-        shape = (len(data.data.students), len(data.data.exercises))
-        known = _answers(data, "train", "support")
-        bounds = bounded_logits(asked.correct, known, asked, *shape)
-        for name in ("floor", "ceiling"):
-            auc = weighted_auc(bounds[name], asked.correct, torch.ones_like(asked.correct))
-            pl_module.log(
-                f"lmcd/{part}_{name}_auc", auc.float().to(pl_module.device), sync_dist=True
-            )
-
-    def _write_scores(self, trainer: Trainer, folder: RunFolder) -> None:
-        data = _data(trainer)
-        asked = _answers(data, "test")
-        predicted = self._pairs["probability"][asked.student, asked.exercise]
-        there = predicted.isfinite()  # all, unless the batches were limited
-        asked = Answers(*(values[there] for values in asked))
-        predicted = predicted[there]
-        if not len(predicted):
-            return
-        shape = (len(data.data.students), len(data.data.exercises))
-        known = _answers(data, "train", "support")
-        logits = bounded_logits(predicted.double().logit(eps=1e-12), known, asked, *shape)
-        setting = {name: data.manifest[name] for name in ("kind", "fold", "folds", "split_seed")}
-        rows = [{**row, **setting} for row in score_rows(logits, asked, resamples=self.resamples)]
-        folder.add_table(
-            "lmcd_scores",
-            rows,
-            title="Predicted answers, and what lies below and above",
-            caption="Of the test's answers. Floor: each student's own rate. Ceiling: that rate and "
-            "the test's own difficulties, the best that one ability can do. Intervals: 95 %, over "
-            "students.",
-            section=SECTION,
-        )
-        folder.add_table(
-            "lmcd_calibration",
-            calibration_rows(predicted, asked.correct),
-            title="Calibration",
-            caption="Answers by predicted probability, with the share that was right.",
-            section=SECTION,
-        )
-        folder.add_table(
-            "lmcd_roc", roc_rows(logits, asked.correct), title="ROC curves", section=SECTION
-        )
+        for name, auc in bound_aucs(_data(trainer), part).items():
+            pl_module.log(f"lmcd/{part}_{name}_auc", auc.to(pl_module.device), sync_dist=True)
 
     def _diagnosis(self, trainer: Trainer, pl_module: LightningModule) -> Diagnosis:
         module = _data(trainer)
@@ -305,58 +254,6 @@ class DiagnosisReportCallback(Callback):
             self._items,
         )
 
-    def _write_diagnosis(self, folder: RunFolder, diagnosis: Diagnosis) -> None:
-        folder.add_table(
-            "lmcd_mastery",
-            mastery_rows(diagnosis, self.threshold),
-            title="Students and skills",
-            caption="`predicted`: mean probability over all exercises of the skill; `theta`: what "
-            f"the model reads from the student alone; mastered from {self.threshold:g} on.",
-            section=SECTION,
-        )
-        folder.add_table(
-            "lmcd_items",
-            item_rows(diagnosis),
-            title="Exercises",
-            caption="Difficulty: mean over students, with its spread.",
-            section=SECTION,
-        )
-        if self.next_items:
-            folder.add_table(
-                "lmcd_next",
-                next_rows(diagnosis, self.next_items),
-                title="What to ask next",
-                caption="The exercises without an answer that would tell most about the student: "
-                "Fisher information at the present estimate.",
-                section=SECTION,
-                columns=("student_id", "rank", "exercise_id", "information", "predicted"),
-            )
-        if self.predictions != "none":
-            path = folder.artifacts / f"predictions.{self.predictions}"
-            _write_columns(path, prediction_columns(diagnosis))
-            rank_zero_info(f"DiagnosisReportCallback: {path}")
-
 
 def _data(trainer: Trainer) -> Any:
     return trainer.datamodule  # type: ignore[attr-defined]
-
-
-def _answers(data: Any, *names: str) -> Answers:
-    parts = [data.part(name) for name in names]
-    return Answers(
-        torch.cat([part.student for part in parts]),
-        torch.cat([part.exercise for part in parts]),
-        torch.cat([part.correct for part in parts]),
-    )
-
-
-def _write_columns(path: Path, columns: dict[str, list[Any]]) -> None:
-    if path.suffix == ".csv":
-        names = list(columns)
-        rows = zip(*columns.values(), strict=True)
-        write_csv(path, (dict(zip(names, row, strict=True)) for row in rows), names)
-        return
-    pyarrow = import_extra("pyarrow", "llm")
-    parquet = import_extra("pyarrow.parquet", "llm")
-    with atomic_write(path, "wb") as file:
-        parquet.write_table(pyarrow.table(columns), file)
