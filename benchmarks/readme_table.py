@@ -117,11 +117,32 @@ def resofilter_speed(result: dict[str, Any]) -> Rows:
         )
 
 
+def lmcd_speed(result: dict[str, Any]) -> Rows:
+    for row in result["rows"]:
+        if row["what"] == "train" and row["students"] > 8 and row["mode"] != "row":
+            low, high = row["times_faster_min"], row["times_faster_max"]
+            spread = f" [{low:.0f}, {high:.0f}]" if row["repeats"] > 1 else ", one pass"
+            yield (
+                f"LMCD, {row['students']} students of one exercise ({result['data']}, "
+                f"{result['prefix_tokens']} tokens), training, {row['mode']}: times faster than a "
+                "row each (SmolLM2-135M); error",
+                f"{row['times_faster']:.0f}×{spread}; {row['error']:.0e}",
+            )
+    for row in result.get("matrix", ()):
+        if row["way"] != "row":
+            yield (
+                f"LMCD, prediction of {row['students']} students × {row['exercises']} exercises, "
+                f"{row['way']}: times faster than a row each",
+                f"{row['times_faster']:.0f}×",
+            )
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
     "callback_overhead": callback_overhead,
     "monitor_overhead": monitor_overhead,
     "batched_sweep": batched_sweep,
     "scen_speed": scen_speed,
+    "lmcd_speed": lmcd_speed,
     "resofilter_exactness": resofilter_exactness,
     "resofilter_speed_llama": resofilter_speed,
     "resofilter_speed_smollm2": resofilter_speed,
