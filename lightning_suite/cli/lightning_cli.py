@@ -25,21 +25,10 @@ from lightning_suite.cli.messages import constructor_errors
 from lightning_suite.cli.parsing import HelpFormatter, prepare_classes
 from lightning_suite.cli.problems import explain
 from lightning_suite.cli.shipped import resolve_options
+from lightning_suite.cli.trainer_help import EPILOG, USAGE
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.run_folder import RunFolder
-
-_EPILOG = """\
-Files given with -c are merged in order; `callbacks+:` appends to the list of the files before,
-a plain `callbacks:` replaces it. Classes are named by `class_path`: ours and Lightning's by short
-name, your own by dotted path from this folder. --print_config follows the command.
-
-Examples:
-  lightning-suite {command} -c my.yaml
-  lightning-suite {command} -c my.yaml -c overlays/wandb --trainer.max_epochs 3
-  lightning-suite {command} -c my.yaml --model my_project.models.MyModule --print_config
-  lightning-suite {command} -c my.yaml --ckpt_path lightning_logs/version_0/checkpoints/last.ckpt
-"""
 
 
 class SaveRun(SaveConfigCallback):
@@ -138,8 +127,8 @@ class SuiteCLI(LightningCLI):
         }
         parsers: dict[str, Any] = {
             name: {
-                "usage": f"lightning-suite {name} [-c FILE]... [OPTIONS]",
-                "epilog": _EPILOG.format(command=name),
+                "usage": USAGE.format(command=name),
+                "epilog": EPILOG.format(command=name),
                 **parsing,
             }
             for name in self.subcommands()
@@ -166,6 +155,8 @@ class SuiteCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, or say everything that is wrong with the given files at once."""
         words = resolve_options(cast("list[str]", args))
+        if words[1:] == ["--help-all"]:
+            words[1:] = ["--help"]
         try:
             self.config = parser.parse_args(words)
         except ArgumentError as err:

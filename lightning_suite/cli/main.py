@@ -10,6 +10,7 @@ import sys
 
 from lightning_suite import __version__
 from lightning_suite.cli.commands import COMMANDS, TRAINER_COMMANDS
+from lightning_suite.cli.trainer_help import short_help
 from lightning_suite.errors import SuiteError, did_you_mean
 
 _USAGE = """\
@@ -95,6 +96,9 @@ def _dispatch(args: list[str]) -> int:
 
         return run_command(command, rest)
     if command in TRAINER_COMMANDS:
+        if rest in (["--help"], ["-h"]):
+            print(short_help(command), end="")
+            return 0
         from lightning_suite.cli.lightning_cli import SuiteCLI  # noqa: PLC0415
 
         SuiteCLI(args)

@@ -50,13 +50,22 @@ def _run(name: str, run: Callable[..., int], args: list[str]) -> int:
             from lightning_suite.cli.problems import explain  # noqa: PLC0415
 
             raise explain(words, parser, err) from err
-        raise SuiteError(f"{condense(str(err))} (see {parser.prog} --help)") from err
+        advice = _nearest_option(str(err), parser)
+        raise SuiteError(f"{condense(str(err))}{advice} (see {parser.prog} --help)") from err
     for key in getattr(sys.modules[run.__module__], "IGNORED", ()):
         parsed[key] = None  # or every class that is named in there would be made
     config = instantiate(parser, parsed)
     for key in _described(run):
         config[key] = parsed[key]
     return run(**{key: config[key] for key in inspect.signature(run).parameters})
+
+
+def _nearest_option(refusal: str, parser: ArgumentParser) -> str:
+    """Return ``" Did you mean '--json'?"`` for the first option that there is not."""
+    _, unknown, words = refusal.partition("nrecognized arguments: ")
+    word = next((word.partition("=")[0] for word in words.split() if word[0] == "-"), "")
+    known = [name for action in parser._actions for name in action.option_strings]
+    return did_you_mean(word, known) if unknown and word else ""
 
 
 def command_parser(name: str, run: Callable[..., int]) -> ArgumentParser:

@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import lightning_suite
 from lightning_suite.cli.messages import condense
-from lightning_suite.cli.shipped import is_text
+from lightning_suite.cli.shipped import is_text, shipped_configs
 from lightning_suite.errors import SuiteError, did_you_mean
 
 Keys = tuple[str | int, ...]
@@ -98,7 +98,13 @@ def command_of(files: Sequence[str], parsers: Mapping[str, ArgumentParser]) -> s
 
 def explain(words: Sequence[str], parser: ArgumentParser, error: Exception) -> SuiteError:
     """Return one error with all problems of the configs in a command line, or with ``error``."""
-    problems = [p for p in find_problems(config_files(words), parser) if not p.warning]
+    files = config_files(words)
+    if not files and _REQUIRED.match(str(error)):
+        return SuiteError(
+            "no config is given. Give one of yours with -c FILE; `lightning-suite list` shows "
+            "those to begin with, and `-c NAME` uses one as it is."
+        )
+    problems = [p for p in find_problems(files, parser) if not p.warning]
     lines = [str(problem) for problem in problems] or [condense(str(error))]
     return SuiteError("\n  ".join(["the configuration cannot be used:", *lines]))
 
@@ -192,7 +198,10 @@ def _read(file: str) -> _Source | Problem:
             name, text = file, Path(file).read_text(encoding="utf-8")
         except OSError as err:
             near = [str(path) for path in Path(file).parent.glob("*.y*ml")]
-            return Problem(file, None, "", f"{err.strerror}.{did_you_mean(file, near)}")
+            advice = did_you_mean(file, near) or did_you_mean(
+                file.removeprefix("configs/").removesuffix(".yaml"), shipped_configs()
+            )
+            return Problem(file, None, "", f"{err.strerror}.{advice}")
         except UnicodeDecodeError:
             return Problem(file, None, "", "not a text file (UTF-8).")
     try:

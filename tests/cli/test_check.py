@@ -138,6 +138,11 @@ def test_missing_files_are_named(project, capsys):
     assert "No such file or directory. Did you mean 'base.yaml'?" in capsys.readouterr().out
 
 
+def test_a_mistyped_shipped_config_is_guessed(project, capsys):
+    assert main(["check", "base.yaml", "overlays/depth_mpu"]) == 1
+    assert "Did you mean 'overlays/depth_mup'?" in capsys.readouterr().out
+
+
 def test_an_overlay_alone_says_what_it_lacks(check):
     status, lines = check("trainer:\n  max_epochs: 2\n", base="")
     assert status == 1

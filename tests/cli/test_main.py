@@ -63,14 +63,33 @@ def test_help_of_trainer_commands_ends_with_examples(name, capsys):
     )
     assert f"  lightning-suite {name} -c my.yaml" in text.partition("\nExamples:\n")[2]
     assert "weights_only" not in text  # pickled checkpoints are no choice
+    assert len(text.splitlines()) < 35
+
+
+def test_all_keys_of_the_trainer_are_shown_when_asked_for(capsys):
+    assert main(["fit", "--help-all"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: lightning-suite fit [-c FILE]... [OPTIONS]\n")
+    assert "--trainer.gradient_clip_algorithm" in text
+    assert "weights_only" not in text
+    assert "  lightning-suite fit -c my.yaml" in text.partition("\nExamples:\n")[2]
+
+
+def test_fit_without_a_config_says_how_to_get_one(capsys):
+    assert main(["fit"]) == 2
+    told = capsys.readouterr().err
+    assert "no config is given" in told
+    assert "lightning-suite list" in told
 
 
 def test_unknown_option_is_named(capsys):
     assert main(["list", "--jsn"]) == 2
-    assert "unrecognized arguments: --jsn" in capsys.readouterr().err
+    assert "unrecognized arguments: --jsn Did you mean '--json'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("args", [["--version"], ["--help"], ["list"], ["cp", "wandb", "-"]])
+@pytest.mark.parametrize(
+    "args", [["--version"], ["--help"], ["list"], ["cp", "wandb", "-"], ["fit", "--help"]]
+)
 def test_starts_without_torch(args):
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['lightning'] = None\n"
