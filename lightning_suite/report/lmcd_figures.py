@@ -123,7 +123,7 @@ def mastery_figure(rows: Sequence[Row]) -> Figure:
     order = order[chosen.astype(int)]
     with figure_style():
         letters = min(_KC_LETTERS, max(map(len, names.values())))
-        figure = _figure(7.0, 0.8 + 0.13 * len(order) + 0.04 * letters)
+        figure = _figure(7.0, 0.8 + 0.13 * len(order) + 0.05 * letters)
         axes = figure.subplots()
         colors = matplotlib.colors.LinearSegmentedColormap.from_list("mastery", depth_colors(7))
         mesh = axes.pcolormesh(
@@ -138,7 +138,8 @@ def mastery_figure(rows: Sequence[Row]) -> Figure:
         axes.set_xticks(
             range(len(names)),
             [_short(name) for name in names.values()],
-            rotation=35 if len(names) > 2 else 0,
+            rotation=60 if len(names) > 2 else 0,  # steep: names must not push the map aside
+            rotation_mode="anchor" if len(names) > 2 else "default",
             ha="right" if len(names) > 2 else "center",
             fontsize=8,
         )
