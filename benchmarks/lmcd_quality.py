@@ -1,13 +1,14 @@
 """How well are answers to new exercises predicted, against bounds and baselines?
 
     python benchmarks/lmcd_quality.py NAME=SOURCE [NAME=SOURCE …] [--seeds 3] [--folds 5]
-        [--split exercise] [--ways frozen | texts | trained] [--output FILE]
+        [--split exercise] [--ways frozen | texts | none | trained] [--output FILE]
 
 Cold folds. For each split: the floor (a student's own rate), the ceiling of one ability (the test's
 own difficulties), models of ids, ridge regressions on the Q-matrix and on frozen states (strength
 chosen inside the training items, all of which they use), and LMCD with SmolLM2-135M. ``frozen``:
 every head, and texts raw, with names of skills, diffused (template) and both. ``texts``: the same
-texts for IRT, which knows of skills by the text alone. ``trained``: NCDM with LoRA, and where each
+texts for IRT, which knows of skills by the text alone. ``none``: NCDM that reads the same of every
+exercise, so that the Q-matrix is all it knows. ``trained``: NCDM with LoRA, and where each
 student reads the text; this takes hours.
 
 LMCD stops early, and its head's learning rate is chosen, on validation items, which are taken from
@@ -87,6 +88,7 @@ WAYS = {
         *(Way("ncdm", text) for text in TEXTS),
         *(Way(head, "kc_names") for head in ("irt", "mirt", "dina", "kancd")),
     ],
+    "none": [Way("ncdm", "none")],
     "texts": [Way("irt", text) for text in TEXTS],
     "trained": [
         Way("ncdm", "kc_names"),
@@ -161,7 +163,11 @@ def fit_once(
         init_seed=seed,
     )
     best = Best()
-    shared = [SharedCache(cache)] if (way.backbone, way.reader) == ("frozen", "start") else []
+    shared = (
+        [SharedCache(cache, blind=way.text == "none")]
+        if (way.backbone, way.reader) == ("frozen", "start")
+        else []
+    )
     torch.manual_seed(seed)  # dropout
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -189,14 +195,21 @@ def share(fusion: Any, cache: PrefixCache) -> None:
 
 
 class SharedCache(Callback):
-    """Lets runs share what the frozen backbone has read."""
+    """Lets runs share what the frozen backbone has read, or reads ones if ``blind``."""
 
-    def __init__(self, cache: PrefixCache) -> None:
-        self.cache = cache
+    def __init__(self, cache: PrefixCache, blind: bool) -> None:
+        self.cache, self.blind = cache, blind
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put it in."""
-        share(pl_module.model.fusion, self.cache)  # type: ignore[union-attr]
+        fusion: Any = pl_module.model.fusion  # type: ignore[union-attr]
+        share(fusion, self.cache)
+        if self.blind:
+            read = fusion.read_alike
+            fusion.read_alike = lambda *given: read(*given)._replace(
+                exercise=torch.ones(len(given[0].lengths), fusion.width),
+                relative=torch.ones(len(given[0].lengths), fusion.width),
+            )
 
 
 def splits(source: str, seeds: int, folds: int, **options: Any) -> Iterator[ColdStartDataModule]:
@@ -246,7 +259,7 @@ def run(name: str, source: str, folder: Path, ways: list[Way], **kind: Any) -> d
                 found[f"ids {head}"] = by_id(test.student, test.exercise)
         described = describe(data, folder, f"{name}-{number}")
         for way in ways:
-            options = {"text": way.text}
+            options = {"text": "kc_names" if way.text == "none" else way.text}
             if way.text in ("diffused", "both"):
                 options["descriptions"] = described
             own = ColdStartDataModule(**{**data.hparams, **options})

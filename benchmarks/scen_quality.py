@@ -49,7 +49,7 @@ from scen_quality_model import (
 from lightning_suite.datamodules.edit_sources import read_edits
 from lightning_suite.files import write_json
 from lightning_suite.language.loading import causal_lm_from_pretrained, load_tokenizer
-from lightning_suite.scen.answers import Answerer
+from lightning_suite.scen.answers import Answerer, contains_answer
 from lightning_suite.scen.augmentation import contexts
 from lightning_suite.scen.baselines.choose import make_baselines
 from lightning_suite.scen.edits import Edit
@@ -236,7 +236,13 @@ def baseline(name: str, edits: Sequence[Edit], encoder: KeptEncoder) -> dict[str
     scores: dict[str, list[float]] = {}
     for row in rows:
         scores.setdefault(row.kind, []).append(row.correct)
-    return {"expert": name, "gate": "", "edits": len(edits), "seed": 0} | summary(scores)
+    named = {
+        f"{what}_somewhere_in_the_answer": mean(
+            contains_answer(row.after, row.target) for row in rows if row.kind == kind
+        )
+        for what, kind in (("reliability", EDIT), ("generality", REPHRASE))
+    }
+    return {"expert": name, "gate": "", "edits": len(edits), "seed": 0} | summary(scores) | named
 
 
 def summary(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
@@ -292,6 +298,8 @@ def main() -> None:
                 write_json(args.output, {"setting": setting(layer), "rows": rows})
         if stage == "baselines":
             for name in ("no_edit", "in_context_perfect", "fine_tune", "grace"):
+                if args.gates and name not in args.gates:
+                    continue
                 row = baseline(name, drawn(pool, min(SMALL, args.edits), 0), encoder)
                 print(row, flush=True)
                 keep(rows, row)
