@@ -16,6 +16,7 @@ States are kept in ``--cache``, which may be that of ``scen_quality.py``.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -37,12 +38,13 @@ from lightning_suite.scen.gates.subject import PROBE, SubjectRelationGate, wordi
 from lightning_suite.scen.layer_choice import find_layer
 from lightning_suite.scen.prompts import PromptFormat
 from lightning_suite.scen.reference_data import relation_wordings, wordings_by_kind
-from lightning_suite.scen.relation_metric import RelationMetric
+from lightning_suite.scen.relation_metric import Relation, RelationMetric
 from lightning_suite.scen.whitening import Whitening, discriminant, two_covariances
 
 RESULTS = Path(__file__).parent / "results" / "scen_gate.json"
 FOLDS, RATE, PLAIN, NEAREST = 6, 0.03, 3, 4
 SECOND_PROBE = "The answer is a"
+SHOWN = "after examples"
 
 
 class Asked(NamedTuple):
@@ -58,7 +60,9 @@ Score = Callable[[Asked, int, Asked, slice], Tensor]
 
 
 def relations_of(encoder: KeptEncoder, probes: Sequence[str]) -> list[Asked]:
-    views = {probe: wording_features(encoder, "X", probe) for probe in probes}
+    views = {probe: wording_features(encoder, "X", probe, examples=False) for probe in probes}
+    both = wording_features(encoder, "X", PROBE, examples=True)
+    views[SHOWN] = [Relation(r.features.chunk(2, 1)[1], r.kind) for r in both]
     few = {relation.wordings for relation in relation_wordings()}
     said = [wordings for kind in wordings_by_kind().values() for wordings in kind]
     return [
@@ -121,8 +125,9 @@ def common_words(own: Asked, n: int, other: Asked, rows: slice) -> Tensor:
 
 def measured(relations: Sequence[Asked], head: Tensor, n: int) -> dict[str, float]:
     """Return the recall of each idea where ``n`` wordings are known."""
-    names = ["cosine", "ratio", "ratio, 61 relations", "divergence", "words", "two probes"]
-    names = names if len(relations[0].views) > 1 else names[:-1]
+    names = ["cosine", "ratio", "ratio, 61 relations", "divergence", "words"]
+    names += ["ratio after examples", "two probes"]
+    names = names if SECOND_PROBE in relations[0].views else names[:-1]
     rows: dict[str, list[Tensor]] = {name: [] for name in [*names, "same", "fold", "rival"]}
     for number, fold in enumerate(dealt(relations)):
         rest = [r for r in relations if r.kind not in fold]
@@ -133,6 +138,7 @@ def measured(relations: Sequence[Asked], head: Tensor, n: int) -> dict[str, floa
             "ratio, 61 relations": ratio([r for r in rest if r.shipped_first]),
             "divergence": divergence(head),
             "words": common_words,
+            "ratio after examples": ratio(rest, (SHOWN,)),
         }
         if "two probes" in names:
             scores["two probes"] = ratio(rest, (PROBE, SECOND_PROBE))
@@ -155,6 +161,7 @@ def measured(relations: Sequence[Asked], head: Tensor, n: int) -> dict[str, floa
     same, fold_of = table.pop("same").bool(), table.pop("fold")
     rival = table.pop("rival")
     table["ratio, no other edit's relation nearer"] = torch.minimum(table["ratio"], rival)
+    table["ratio, both readings added"] = table["ratio"] + table["ratio after examples"]
     for name, parts in {
         "ratio and divergence": ["ratio", "divergence"],
         "ratio, divergence and words": ["ratio", "divergence", "words"],
@@ -175,9 +182,11 @@ def together(features: Tensor, same: Tensor, fold: Tensor) -> Tensor:
     return score
 
 
-def routing(encoder: KeptEncoder, count: int, seeds: int) -> list[dict[str, Any]]:
-    """Route the prompts of the shipped edits by the gate as it is."""
-    pool, first = read_edits("counterfacts"), SubjectRelationGate(encoder)
+def routing(
+    encoder: KeptEncoder, count: int, seeds: int, options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Route the prompts of the shipped edits by the gate as it is, or with other options."""
+    pool, first = read_edits("counterfacts"), SubjectRelationGate(encoder, **options)
     first.add(pool[:1], [0])
     fitted, rows = first.state_dict(), []
     for seed in range(seeds):
@@ -210,6 +219,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--edits", type=int, default=300)
     parser.add_argument("--probes", nargs="+", default=[PROBE], help="more cost a pass each")
+    parser.add_argument("--gate", type=json.loads, default={}, help="options of the gate, as JSON")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -219,9 +229,13 @@ def main() -> None:
     with torch.no_grad():
         encoder = KeptEncoder(Beginning(model, prompts), find_layer(model, LAYER)[0], args.cache)
     found: dict[str, Any] = {
-        "model": MODEL, "routing": routing(encoder, args.edits, args.seeds), "ideas": {}
+        "model": MODEL, "gate_options": args.gate,
+        "routing": routing(encoder, args.edits, args.seeds, args.gate),
     }  # fmt: skip
     write_json(args.output, found)
+    if args.gate:  # ideas are compared whatever the gate is
+        return
+    found["ideas"] = {}
     relations = relations_of(encoder, args.probes)
     for known in (1, 3):
         found["ideas"][known] = measured(relations, model.get_output_embeddings().weight, known)

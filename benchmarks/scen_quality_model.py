@@ -66,6 +66,7 @@ class KeptEncoder(PromptEncoder):
     def __init__(self, beginning: Beginning, layer: str, folder: Path) -> None:
         super().__init__(beginning.model, beginning.prompts, layer)
         self._shared = beginning
+        self._header = beginning.prompts.prompt_text("\0").partition("\0")[0]
         self._files = {kind: folder / f"states_{kind}" for kind in ("final", "layer")}
         self._known: dict[str, dict[str, Tensor]] = {}
         for kind, path in self._files.items():
@@ -86,6 +87,10 @@ class KeptEncoder(PromptEncoder):
         known = self._known[kind]
         missing = sorted({prompt for prompt in prompts if prompt not in known}, key=len)
         for texts in _parts(missing):
+            if not all(text.startswith(self._header) for text in texts):
+                known |= zip(texts, PromptEncoder.final_states(self, texts), strict=True)
+                self._keep(kind)
+                continue
             batch = self._shared.batch(texts)
             if kind == "final":
                 states = self.model.get_decoder()(**batch).last_hidden_state[:, -1]

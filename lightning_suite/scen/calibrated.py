@@ -25,7 +25,7 @@ from torch import nn
 
 from lightning_suite.files import write_json
 from lightning_suite.language.gguf import cache_folder
-from lightning_suite.scen import calibration
+from lightning_suite.scen import calibration, relation_metric
 from lightning_suite.scen.calibration import ExpertTrial, try_experts, try_gate
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
@@ -104,6 +104,7 @@ def calibrated_gate(model: nn.Module, prompts: PromptFormat, layer: str) -> dict
         "placeholders": list(calibration.PLACEHOLDERS),
         "probes": list(calibration.PROBES),
         "wordings": wordings,
+        "measure": relation_metric.MEASURE,
     }
     key = _key(model, prompts, facts)
 

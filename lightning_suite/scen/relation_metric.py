@@ -21,6 +21,9 @@ from torch import Tensor
 
 from lightning_suite.scen.whitening import Whitening, two_covariances
 
+# Of what `recall` measures: another number where scores, folds or negatives change, so that what
+# was measured before is not taken for it.
+MEASURE = 2
 _FOLDS = 6
 _FIRST_ASKED = 3
 _NEAREST = 4  # one in so many relations of a kind is near enough to be mistaken
@@ -82,7 +85,7 @@ class RelationMetric:
 
 
 def fit_relation_metric(
-    relations: Sequence[Relation], *, false_rate: float, most: int = 5
+    relations: Sequence[Relation], *, false_rate: float, most: int = 5, views: int = 1
 ) -> RelationMetric:
     """Learn the metric from all relations, and thresholds from relations left out of it.
 
@@ -96,30 +99,39 @@ def fit_relation_metric(
         relations: At least two kinds, two relations of some kind, two wordings each.
         false_rate: Share of questions about near relations of the subject that may pass.
         most: Largest number of known wordings with a threshold of its own.
+        views: Features are as many readings of a wording side by side, of the same length; each
+            has a model of its own, and their log-likelihood ratios are added.
     """
-    others, _ = _cross_fitted(relations, range(1, most + 1))
+    others, _ = _cross_fitted(relations, range(1, most + 1), views)
     thresholds = torch.stack([scores.quantile(1 - false_rate) for scores in others])
-    return RelationMetric(*_model(relations), thresholds)
+    return RelationMetric(*_model(relations, views), thresholds)
 
 
-def recall(relations: Sequence[Relation], *, false_rate: float, known: int = 1) -> float:
+def recall(
+    relations: Sequence[Relation], *, false_rate: float, known: int = 1, views: int = 1
+) -> float:
     """Return the share of further wordings that pass, with metrics of other kinds' relations.
 
     Args:
         relations: As for :func:`fit_relation_metric`.
         false_rate: Likewise.
         known: How many wordings of a relation are known; all from the fourth on are asked.
+        views: As for :func:`fit_relation_metric`.
     """
-    (others,), (same,) = _cross_fitted(relations, [known])
+    (others,), (same,) = _cross_fitted(relations, [known], views)
     return float((same >= others.quantile(1 - false_rate)).float().mean())
 
 
-def _model(relations: Sequence[Relation]) -> tuple[Whitening, Tensor]:
-    return two_covariances([relation.features for relation in relations], _DIMENSIONS)
+def _model(relations: Sequence[Relation], views: int) -> tuple[Whitening, Tensor]:
+    """Fit each view; independent Gaussians side by side add their log-likelihood ratios."""
+    read = zip(*(relation.features.chunk(views, 1) for relation in relations), strict=True)
+    spaces, between = zip(*(two_covariances(view, _DIMENSIONS) for view in read), strict=True)
+    matrix = torch.block_diag(*(space.matrix for space in spaces))
+    return Whitening(torch.cat([space.mean for space in spaces]), matrix), torch.cat(between)
 
 
 def _cross_fitted(
-    relations: Sequence[Relation], known: Sequence[int]
+    relations: Sequence[Relation], known: Sequence[int], views: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return scores of questions about near relations of a kind, and of further wordings.
 
@@ -129,7 +141,7 @@ def _cross_fitted(
     same: list[list[Tensor]] = [[] for _ in known]
     for fold in _folds([relation.kind for relation in relations]):
         rest = [relation for relation in relations if relation.kind not in fold]
-        metric = RelationMetric(*_model(rest), torch.empty(0))
+        metric = RelationMetric(*_model(rest, views), torch.empty(0))
         held = [(r.kind, metric.embed(r.features)) for r in relations if r.kind in fold]
         for place, (kind, own) in enumerate(held):
             asked = [

@@ -12,7 +12,7 @@ import pytest
 import torch
 from glass_lm import glass_model, glass_tokenizer
 
-from lightning_suite.scen import calibrated, calibration
+from lightning_suite.scen import calibrated, calibration, relation_metric
 from lightning_suite.scen.bank import ExpertBank
 from lightning_suite.scen.bank_file import read_bank, save_bank
 from lightning_suite.scen.calibrated import calibrated_experts, calibrated_gate
@@ -153,6 +153,18 @@ def test_the_words_of_the_gate_are_those_with_the_best_recall(
     found = calibrated_gate(glass_model(), prompts, "model.layers.1.mlp.down_proj")
     assert (found["placeholder"], found["probe"]) == ("it", "Answer:")
     assert [trial["recall"] for trial in found["trials"]] == [0.9, 0.5]
+
+
+def test_trials_of_the_gate_that_measured_something_else_are_not_taken(
+    prompts: PromptFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = "model.layers.1.mlp.down_proj"
+    for measure, probe in ((1, ""), (2, "Answer:"), (1, "none: kept")):
+        tried = [GateTrial("X", probe, 0.5)]
+        monkeypatch.setattr(relation_metric, "MEASURE", measure)
+        monkeypatch.setattr(calibrated, "try_gate", lambda *_a, tried=tried, **_o: tried)
+        found = calibrated_gate(glass_model(), prompts, layer)
+        assert found["probe"] == {1: "", 2: "Answer:"}[measure]
 
 
 class TestBank:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from scipy.linalg import eigh
 from sklearn.covariance import ledoit_wolf
 from torch.distributions import MultivariateNormal
 
 from lightning_suite.scen.relation_metric import (
+    MEASURE,
     Relation,
     RelationMetric,
+    _cross_fitted,
     fit_relation_metric,
     recall,
 )
@@ -134,3 +137,25 @@ def test_recall_falls_with_what_wordings_have_not_in_common() -> None:
     assert far < 0.7
     knowing_more = recall(relations(1.0), false_rate=0.02, known=3)
     assert knowing_more > recall(relations(1.0), false_rate=0.02, known=1)
+
+
+def test_what_is_measured_has_a_number_of_its_own() -> None:
+    """Where this fails because the score changed, raise MEASURE: kept trials are of another one."""
+    others, same = _cross_fitted(relations(1.0, seed=3), [1], 1)
+    found = [float(scores.mean()) for scores in (*others, *same)]
+    assert MEASURE == 2
+    assert found == pytest.approx([-7.4716, 5.6932], rel=1e-2)
+
+
+def test_two_readings_add_their_ratios() -> None:
+    one, two = relations(1.0, seed=1), relations(1.0, seed=2)
+    both = [
+        Relation(torch.cat([a.features, b.features], 1), a.kind)
+        for a, b in zip(one, two, strict=True)
+    ]
+    fitted = [fit_relation_metric(each, false_rate=0.1, most=1) for each in (one, two)]
+    metric = fit_relation_metric(both, false_rate=0.1, most=1, views=2)
+    alone = [m.embed(r[0].features) for m, r in zip(fitted, (one, two), strict=True)]
+    expected = sum(m.scores(x[3:], x[:2]) for m, x in zip(fitted, alone, strict=True))
+    x = metric.embed(both[0].features)
+    torch.testing.assert_close(metric.scores(x[3:], x[:2]), expected, rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ from glass_lm import glass_model, glass_tokenizer
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.gates.base import MISS, PromptQuery, Routing
-from lightning_suite.scen.gates.subject import SubjectRelationGate
+from lightning_suite.scen.gates.subject import EXAMPLES, SubjectRelationGate
 from lightning_suite.scen.prompts import PromptFormat
 
 EDITS = [
@@ -31,7 +31,7 @@ def encoder() -> PromptEncoder:
 
 @pytest.fixture(scope="module")
 def fitted(encoder: PromptEncoder) -> dict[str, Any]:
-    gate = SubjectRelationGate(encoder)
+    gate = SubjectRelationGate(encoder, examples=True)
     gate.add(EDITS[:1], [0])
     return gate.state_dict()
 
@@ -88,11 +88,13 @@ def test_scores_are_ratios_for_the_known_wordings(
     gate: SubjectRelationGate, encoder: PromptEncoder
 ) -> None:
     routing = ask(gate, "Do you know what France eats?")
-    texts = [f"Q: {q}\nA:The question asks for the" for q in (
-        "Do you know what X eats?", "What do people eat in X?", "The food of X is",
-        "What is the capital of X?",
-    )]  # fmt: skip
-    query, *known = gate.metric.embed(encoder.final_states(texts))
+    asked = ("Do you know what X eats?", "What do people eat in X?", "The food of X is",
+             "What is the capital of X?")  # fmt: skip
+    read = [
+        encoder.final_states([f"Q: {question}\nA:The question asks for the" for question in asked]),
+        encoder.final_states([f"{EXAMPLES}{question} ->" for question in asked]),
+    ]
+    query, *known = gate.metric.embed(torch.cat(read, 1))
     food = gate.metric.scores(query[None], torch.stack(known[:2]))[0]
     capital = gate.metric.scores(query[None], known[2][None])[0]
     above = [capital - gate.metric.threshold(1), food - gate.metric.threshold(2)]
@@ -199,4 +201,17 @@ def test_a_gate_saved_before_format_2_reads_its_wordings_again(
     again.load_state_dict(old)
     questions = [*(edit.prompt for edit in EDITS), "Do people in France eat?"]
     for ours, theirs in zip(ask(gate, *questions), ask(again, *questions), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+
+
+def test_a_gate_saved_before_there_were_examples_goes_on_without(encoder: PromptEncoder) -> None:
+    old = SubjectRelationGate(encoder)
+    old.add(EDITS, range(4))
+    state = old.state_dict()
+    del state["_extra_state"]["examples"]
+    again = SubjectRelationGate(encoder, examples=True)
+    again.load_state_dict(state)
+    again.add([Edit("sea", "Which sea is near France?", "Aral", "France")], [4])
+    questions = [*(edit.prompt for edit in EDITS), "Do people in France eat?"]
+    for ours, theirs in zip(ask(old, *questions), ask(again, *questions), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)

@@ -21,6 +21,20 @@ from lightning_suite.scen.whitening import Whitening
 
 # Begins the answer, so that the state after it is about what is asked and not how to phrase it.
 PROBE = "The question asks for the"
+# Show how to say in few words what is asked; none is an edit's relation or a calibration's.
+_SHOWN = (
+    ("Which shoes fit X?", "shoe size"),
+    ("By whom was X repaired after the fire?", "person who repaired it"),
+    ("On what day of the week is the market held in X?", "weekday of the market"),
+    ("Somebody waters the roses of X. Who is it?", "gardener"),
+    ("X was closed to visitors when?", "year of closing"),
+    ("If you brought X home, which room would it go in?", "room where it belongs"),
+    ("How much did people pay for X in the old days?", "old price"),
+    ("X moved here from which village?", "village of origin"),
+    ("Give the number of doors of X.", "number of doors"),
+    ("What do children shout when they see X?", "shout of the children"),
+)
+EXAMPLES = "".join(f"{question} -> {asked}\n" for question, asked in _SHOWN)
 _NAMES_SHOWN = 5
 
 
@@ -38,9 +52,10 @@ class SubjectRelationGate(Gate):
        punctuation aside), in time that does not grow with the number of edits. A prompt without
        any is the base model's, at no further cost.
     2. The prompt with a placeholder for the subject, and with an answer that begins "The question
-       asks for the", is read by the base model. From its final state and those of the edit's own
-       prompt and paraphrases follows how much likelier it is that they ask the same than that they
-       do not. What is the same, and the threshold, come from the wordings of other relations
+       asks for the", is read by the base model; with ``examples`` once more, after examples of
+       questions and of what they ask for. From its final states and those of the edit's own
+       prompt and paraphrases follows how much likelier it is that they ask the same than that
+       they do not. What is the same, and the threshold, come from the wordings of other relations
        (:mod:`~lightning_suite.scen.relation_metric`). A prompt that is word for word one of the
        edit's own needs no comparison.
 
@@ -54,6 +69,7 @@ class SubjectRelationGate(Gate):
         probe: How the answer begins after which the state is read.
         false_rate: Share of questions that may pass of those about the relations nearest to an
             edit's, among what ships with the package.
+        examples: Read the question after examples too; a second forward pass of it.
     """
 
     kind = "subject"
@@ -71,10 +87,12 @@ class SubjectRelationGate(Gate):
         placeholder: str = "X",
         probe: str = PROBE,
         false_rate: float = 0.03,
+        examples: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.placeholder, self.probe, self.false_rate = placeholder, probe, false_rate
+        self.examples = examples
         for name, shape in (("features", (0, 0)), ("mean", 0), ("matrix", (0, 0))):
             self.register_buffer(name, torch.empty(shape))
         self.register_buffer("between", torch.empty(0))
@@ -161,6 +179,7 @@ class SubjectRelationGate(Gate):
             "placeholder": self.placeholder,
             "probe": self.probe,
             "false_rate": self.false_rate,
+            "examples": self.examples,
             "wordings": list(self._wordings),
             "edits": [
                 [
@@ -177,6 +196,7 @@ class SubjectRelationGate(Gate):
         """Build the tables of lookups again."""
         self.placeholder, self.probe = state["placeholder"], state["probe"]
         self.false_rate = state["false_rate"]
+        self.examples = state.get("examples", False)  # as were all before there were any
         self._wordings = {text: number for number, text in enumerate(state["wordings"])}
         self._index, self._keys = SubjectIndex(), {}
         for slot, subject, wordings, *aliases in state["edits"]:
@@ -191,8 +211,12 @@ class SubjectRelationGate(Gate):
     def _prepare(self) -> None:
         """Learn the metric if that was not done; a bank of an older format has another one."""
         if not self.mean.numel():
-            relations = wording_features(self.encoder, self.placeholder, self.probe)
-            metric = fit_relation_metric(relations, false_rate=self.false_rate)
+            relations = wording_features(
+                self.encoder, self.placeholder, self.probe, examples=self.examples
+            )
+            metric = fit_relation_metric(
+                relations, false_rate=self.false_rate, views=1 + self.examples
+            )
             self.mean, self.matrix = (t.to(self.mean) for t in metric.whitening)
             self.between = metric.between.to(self.mean)
             self.thresholds = metric.thresholds.to(self.mean)
@@ -217,7 +241,9 @@ class SubjectRelationGate(Gate):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _encode(self, questions: Sequence[str]) -> Tensor:
-        return self.metric.embed(_final_states(self.encoder, questions, self.probe).to(self.mean))
+        read = _readings(self.encoder, questions, self.probe, self.examples)
+        states = torch.cat([self.encoder.final_states(prompts) for prompts in read], 1)
+        return self.metric.embed(states.to(self.mean))
 
     def _masked(self, question: str, names: Sequence[Words]) -> str:
         one = SubjectIndex()
@@ -247,6 +273,8 @@ def wording_features(
     placeholder: str,
     probe: str,
     kinds: Iterable[Sequence[Sequence[str]]] | None = None,
+    *,
+    examples: bool = False,
 ) -> list[Relation]:
     """Return what the gate reads of the wordings of relations, on the CPU.
 
@@ -255,14 +283,20 @@ def wording_features(
         placeholder: As for :class:`SubjectRelationGate`.
         probe: Likewise.
         kinds: For each kind of subject the wordings of its relations; None: all that ship.
+        examples: As for :class:`SubjectRelationGate`; what is read then stands behind the rest.
     """
     kinds = wordings_by_kind().values() if kinds is None else kinds
     relations = [(at, w) for at, kind in enumerate(kinds) for w in kind]
     texts = [text.replace("{subject}", placeholder) for _, asked in relations for text in asked]
-    states = kept_final_states(encoder, [text + probe for text in encoder.prompts(texts)])
+    read = _readings(encoder, texts, probe, examples)
+    states = torch.cat([kept_final_states(encoder, prompts) for prompts in read], 1)
     parts = torch.split(states, [len(asked) for _, asked in relations])
     return [Relation(part, kind) for (kind, _), part in zip(relations, parts, strict=True)]
 
 
-def _final_states(encoder: PromptEncoder, questions: Sequence[str], probe: str) -> Tensor:
-    return encoder.final_states([prompt + probe for prompt in encoder.prompts(questions)])
+def _readings(
+    encoder: PromptEncoder, questions: Sequence[str], probe: str, examples: bool
+) -> list[list[str]]:
+    """Return the prompts at whose ends questions are read, one list a reading."""
+    read = [[prompt + probe for prompt in encoder.prompts(questions)]]
+    return [*read, [f"{EXAMPLES}{text} ->" for text in questions]] if examples else read
