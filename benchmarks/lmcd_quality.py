@@ -197,7 +197,7 @@ def share(fusion: Any, cache: PrefixCache) -> None:
 class SharedCache(Callback):
     """Lets runs share what the frozen backbone has read, or reads ones if ``blind``."""
 
-    def __init__(self, cache: PrefixCache, blind: bool) -> None:
+    def __init__(self, cache: PrefixCache, blind: bool = False) -> None:
         self.cache, self.blind = cache, blind
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
