@@ -17,7 +17,6 @@ from lightning_suite.resofilter.online import (
     RunningMeans,
     read_samples,
     refuse_compiled,
-    refuse_mixing_layers,
 )
 from lightning_suite.resofilter.precision import (
     precision_of,
@@ -25,7 +24,7 @@ from lightning_suite.resofilter.precision import (
     warn_of_rounded_products,
 )
 from lightning_suite.resofilter.probe import Rows
-from lightning_suite.resofilter.recorder import FeatureRecorder
+from lightning_suite.resofilter.recorder import FeatureRecorder, refuse_mixing_layers
 from lightning_suite.resofilter.store import ScoreStore, shard_files
 from lightning_suite.resofilter.targets import find_targets
 

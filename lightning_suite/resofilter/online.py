@@ -207,21 +207,6 @@ def refuse_compiled(model: nn.Module) -> None:
         )
 
 
-def refuse_mixing_layers(model: nn.Module) -> None:
-    """Refuse a model with a layer in which samples see each other.
-
-    Raises:
-        SuiteError: A batch normalisation is in training mode.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise SuiteError(
-                f"{name}: batch normalisation in training mode mixes the samples of a batch, and "
-                "no gradient belongs to one of them. Use GroupNorm or LayerNorm, or keep it in "
-                "evaluation mode (.eval())."
-            )
-
-
 def _refuse_packed(batch: Mapping[str, Any]) -> None:
     marks = [key for key in _PACKED if batch.get(key) is not None]
     positions, mask = batch.get("position_ids"), batch.get("attention_mask")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_suite.errors import SuiteError
 from lightning_suite.resofilter.features import Feature
 from lightning_suite.resofilter.precision import refuse_low_precision
-from lightning_suite.resofilter.recorder import FeatureRecorder, probing
+from lightning_suite.resofilter.recorder import FeatureRecorder, probing, refuse_mixing_layers
 from lightning_suite.resofilter.targets import Target
 
 # Columns of a table -> one value a sample. Strings and whole numbers as lists, the rest tensors
@@ -85,11 +85,14 @@ class SampleProbe:
             batch_first: As in :meth:`~lightning_suite.resofilter.recorder.FeatureRecorder.start`.
 
         Raises:
-            SuiteError: There is not one loss for each sample, or a layer's rows cannot be told
-                apart (:class:`~lightning_suite.resofilter.batch.AmbiguousRowsError` where the
-                batch has as many samples as positions).
+            SuiteError: There is not one loss for each sample, a layer mixes the samples, or a
+                layer's rows cannot be told apart
+                (:class:`~lightning_suite.resofilter.batch.AmbiguousRowsError` where the batch has
+                as many samples as positions).
         """
         self._refuse_autocast()
+        if len(ids) > 1:
+            refuse_mixing_layers(self.model)
         self.recorder.start(len(ids), batch_first=batch_first)
         with torch.enable_grad():
             values = losses()

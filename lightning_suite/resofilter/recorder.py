@@ -234,16 +234,41 @@ class _Tap(torch.autograd.Function):
 
 @contextmanager
 def probing(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode and freeze it; everything is restored on leaving."""
+    """Put a model into evaluation mode and freeze it; everything is restored on leaving.
+
+    Fused Transformer layers, which torch takes for frozen models and which call no layer of
+    theirs, are off meanwhile.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
     training = [(module, module.training) for module in model.modules()]
     trainable = [p for p in model.parameters() if p.requires_grad]
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         model.eval()
         for parameter in trainable:
             parameter.requires_grad_(False)
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module, mode in training:
             module.training = mode
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+def refuse_mixing_layers(model: nn.Module) -> None:
+    """Refuse a model with a layer in which samples see each other.
+
+    Raises:
+        SuiteError: A batch normalisation takes its statistics from the batch.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        if module.training or module.running_mean is None:
+            what = "in training mode" if module.training else "without running statistics"
+            remedy = "keep it in evaluation mode (.eval())" if module.training else "track them"
+            raise SuiteError(
+                f"{name}: batch normalisation {what} mixes the samples of a batch, and no "
+                f"gradient belongs to one of them. Use GroupNorm or LayerNorm, or {remedy}."
+            )

@@ -12,7 +12,6 @@ from lightning_suite.resofilter.online import (
     RunningMeans,
     content_ids,
     read_samples,
-    refuse_mixing_layers,
 )
 from lightning_suite.resofilter.recorder import FeatureRecorder
 from lightning_suite.resofilter.targets import find_targets
@@ -112,10 +111,3 @@ def test_running_means_are_of_finite_samples_since_the_last_time() -> None:
     assert means.summary(*means.pop()) == {"grad_norm": 4.0, "grad_norm_max": 6.0, "samples": 2}
     means.add(rows([1.0], [1.0]))
     assert means.summary(*means.pop()) == {"grad_norm": 1.0, "grad_norm_max": 1.0, "samples": 1}
-
-
-def test_a_mixing_layer_is_named() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    with pytest.raises(SuiteError, match="1: batch normalisation in training mode"):
-        refuse_mixing_layers(model)
-    refuse_mixing_layers(model.eval())

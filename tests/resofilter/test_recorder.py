@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_suite.errors import SuiteError
 from lightning_suite.resofilter.batch import AmbiguousRowsError
 from lightning_suite.resofilter.features import REGISTRY, make_features
-from lightning_suite.resofilter.recorder import FeatureRecorder, probing
+from lightning_suite.resofilter.recorder import FeatureRecorder, probing, refuse_mixing_layers
 from lightning_suite.resofilter.targets import find_targets
 from tests.reference.resofilter_reference import autograd_gradients
 
@@ -363,3 +363,10 @@ def test_a_layer_called_twice_inside_reentrant_checkpointing_is_refused() -> Non
         loss = checkpoint(model, x, use_reentrant=True).sum()
         with pytest.raises(SuiteError, match="use_reentrant=False"):
             loss.backward()
+
+
+def test_a_mixing_layer_is_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    with pytest.raises(SuiteError, match="1: batch normalisation in training mode"):
+        refuse_mixing_layers(model)
+    refuse_mixing_layers(model.eval())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_suite.depth_mup.models import ResidualConvNet
 from lightning_suite.errors import SuiteError
@@ -55,3 +55,31 @@ def test_a_loss_that_is_not_finite_is_marked() -> None:
     with SampleProbe(model, find_targets(model).found, make_features(["grad_norm"])) as probe:
         rows = probe.score(["a", "b", "c"], lambda: model(x).squeeze(1))
     assert rows["status"] == ["ok", "nonfinite", "ok"]
+
+
+def test_batch_statistics_in_evaluation_mode_are_refused_for_several_samples() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, track_running_stats=False))
+    probe = SampleProbe(model, find_targets(model).found, make_features(["grad_norm"]))
+    with probe, pytest.raises(SuiteError, match="1: batch normalisation without running statis"):
+        probe.score(["a", "b", "c"], lambda: model(torch.randn(3, 2)).sum(1))
+
+
+def test_torch_s_encoder_is_not_fused_where_padding_is_masked() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).double().eval()
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    padding = torch.arange(5) >= torch.tensor([5, 3, 4])[:, None]
+
+    def losses(rows: slice) -> Tensor:
+        return model(x[rows], src_key_padding_mask=padding[rows])[:, 0].square().sum(1)
+
+    targets = find_targets(model, "linear1").found
+    with SampleProbe(model, targets, make_features(["grad_norm"])) as probe:
+        found = probe.score(["a", "b", "c"], lambda: losses(slice(None)))
+    assert torch.backends.mha.get_fastpath_enabled()
+    for n in range(3):
+        model.zero_grad()
+        losses(slice(n, n + 1)).backward()
+        for target in targets:
+            expected = model.get_submodule(target.name).weight.grad.norm().item()
+            assert found[f"{target.name}.grad_norm"][n].item() == pytest.approx(expected, rel=1e-9)
