@@ -193,8 +193,9 @@ def _unique(numbered: list[tuple[int, Edit]], name: str, repeated: Repeated) -> 
         shown = "; ".join(
             f"{edit_id!r} in {_rows_text(rows)}" for edit_id, rows in list(again.items())[:_SHOWN]
         )
+        what = "1 id is" if len(again) == 1 else f"{len(again):,} ids are"
         raise SuiteError(
-            f"{name}: {len(again):,} ids are not unique: {shown}. An id names one edit in the "
+            f"{name}: {what} not unique: {shown}. An id names one edit in the "
             "bank: change or remove them."
         )
     return [edit for _, edit in kept]
@@ -210,8 +211,9 @@ def _refuse_repeated(groups: list[list[tuple[int, Edit]]], name: str) -> None:
         problem = f"give {prompt!r} different answers: {', '.join(map(repr, targets[:_SHOWN]))}"
     else:
         problem = f"have the same prompt, {prompt!r}"
+    what = "1 prompt is" if len(groups) == 1 else f"{len(groups):,} prompts are"
     raise SuiteError(
-        f"{name}: {len(groups):,} prompts are there more than once; {where} {problem}. Remove all "
+        f"{name}: {what} there more than once; {where} {problem}. Remove all "
         "but one, or set repeated: last to take the last of each."
     )
 

@@ -407,14 +407,14 @@ def test_conflicting_edits_are_refused_or_the_last_one_counts(tmp_path: Path) ->
 
 def test_the_same_edit_twice_is_refused_too(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "d.jsonl", *rows_of(("a", "x"), ("a", "x")))
-    with pytest.raises(SuiteError, match="rows 1, 2 have the same prompt, 'a'"):
+    with pytest.raises(SuiteError, match="1 prompt is .* rows 1, 2 have the same prompt, 'a'"):
         read_edits(source)
 
 
 def test_an_id_names_one_edit(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "d.jsonl", *rows_of(("a", "x"), ("b", "y"), id="e"))
     for repeated in ("refuse", "last"):
-        with pytest.raises(SuiteError, match="1 ids are not unique: 'e' in rows 1, 2"):
+        with pytest.raises(SuiteError, match="1 id is not unique: 'e' in rows 1, 2"):
             read_edits(source, repeated=repeated)
 
 
