@@ -155,14 +155,15 @@ class ExpertBank(nn.Module):
             The edit that is live again.
 
         Raises:
-            SuiteError: There is nothing to go back to.
+            SuiteError: There is nothing to go back to, or its prompt or id is another edit's now;
+                the bank is then as before.
         """
         gone, back = self.history.undo(edit_id)
         assert back is not None
         edit = self.history.records[back].edit
         self._change_gate(gone=[] if gone is None else [gone], kept=[edit], slots=[back])
         if gone is not None:
-            self.history.remove(gone)
+            self.history.take_back(gone)
         self.history.revive(back)
         return edit
 

@@ -61,6 +61,7 @@ def save_bank(bank: ExpertBank, path: str | Path) -> Path:
             f"the gate {bank.gate.kind!r} has a state that is not plain: {err}"
         ) from err
     file.parent.mkdir(parents=True, exist_ok=True)
+    _finish_renaming(file)
     written = _new(file)
     import_extra("safetensors.torch", "llm").save_file(tensors, written)
     with written.open("rb+") as opened:
@@ -130,6 +131,20 @@ def _tensors(stored: StoredBank) -> dict[str, Tensor]:
     if found != said["of"]:
         raise SuiteError(f"{file}: holds {found}, and {stored.path.name} says {said['of']}.")
     return tensors
+
+
+def _finish_renaming(file: Path) -> None:
+    """Make the tensors whose last renaming was cut short the bank's: what follows is written there.
+
+    Without it a second kill, before the JSON is written, would leave none that the JSON describes.
+    """
+    beside = _new(file)
+    try:
+        said = read_bank(file).tensors
+        if beside.stat().st_size == said["bytes"] and _hash(beside) == said["sha256"]:
+            beside.replace(file.with_suffix(".safetensors"))
+    except (SuiteError, OSError):
+        return  # no bank yet, or nothing beside it: the usual case
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

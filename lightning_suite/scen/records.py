@@ -22,7 +22,8 @@ class EditRecord:
     Attributes:
         edit: As it was given to the method; what is for evaluation only is not kept.
         version: 1 for a first edit, one more than the version it replaces.
-        status: ``"live"``, ``"replaced"`` by a later version, or ``"removed"``.
+        status: ``"live"``, ``"replaced"`` by a later version or, rolled back, by the one before, or
+            ``"removed"``.
         replaces: Slot of the version before.
         notes: What training said, such as its final loss; numbers and words.
     """
@@ -122,6 +123,10 @@ class History:
         """Take a live record out; it stays for :meth:`undo`."""
         self._leave(slot, "removed")
 
+    def take_back(self, slot: int) -> None:
+        """Take a live record out for good: the version before it counts again."""
+        self._leave(slot, "replaced")
+
     def undo(self, edit_id: str) -> tuple[int | None, int | None]:
         """Find what undoing the last change of an edit takes away and what it brings back.
 
@@ -131,8 +136,8 @@ class History:
             The live slot that goes, None if the edit was removed; the slot that comes back.
 
         Raises:
-            SuiteError: The edit is unknown or has no earlier version, or its prompt now belongs to
-                another edit.
+            SuiteError: The edit is unknown or has no earlier version, or the prompt or id of what
+                would come back now belongs to another edit.
         """
         if edit_id in self._by_id:
             slot = self._by_id[edit_id]
@@ -141,6 +146,7 @@ class History:
                 raise SuiteError(
                     f"edit {edit_id!r} has no earlier version; to take it out, remove it."
                 )
+            self._check_free(before, slot)
             return slot, before
         removed = [
             slot
@@ -152,10 +158,7 @@ class History:
             raise SuiteError(
                 f"the bank has no edit {edit_id!r} to roll back.{did_you_mean(edit_id, known)}"
             )
-        prompt = same_prompt(self.records[removed[-1]].edit.prompt)
-        if prompt in self._by_prompt:
-            other = self.records[self._by_prompt[prompt]].edit.id
-            raise SuiteError(f"edit {edit_id!r}: its prompt belongs to {other!r} now.")
+        self._check_free(removed[-1], None)
         return None, removed[-1]
 
     def revive(self, slot: int) -> None:
@@ -179,6 +182,22 @@ class History:
                 f"{self.records[by_id].edit.prompt!r}. Take another id, or update it."
             )
         return by_id
+
+    def _check_free(self, back: int, gone: int | None) -> None:
+        """Refuse to bring back an edit whose prompt or id is another's, once ``gone`` is out."""
+        edit = self.records[back].edit
+        for what, key, holder in (
+            ("prompt", edit.prompt, self._by_prompt.get(same_prompt(edit.prompt), gone)),
+            ("id", edit.id, self._by_id.get(edit.id, gone)),
+        ):
+            if holder != gone:
+                assert holder is not None
+                other = self.records[holder].edit
+                raise SuiteError(
+                    f"edit {edit.id!r}: its {what} belongs to {other.id!r} now ({other.prompt!r}), "
+                    f"so the version with the {what} {key!r} cannot come back. Remove that one "
+                    "first."
+                )
 
     def _enter(self, slot: int) -> None:
         edit = self.records[slot].edit

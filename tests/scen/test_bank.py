@@ -197,6 +197,34 @@ class TestVersions:
         with pytest.raises(SuiteError, match="'a': its prompt belongs to 'new' now"):
             made.rollback("a")
 
+    def test_an_earlier_version_does_not_come_back_over_another_edit(self) -> None:
+        made = bank()
+        made.insert([edit("a")], experts(1))
+        made.insert([edit("a", "Who is a?", "two")], experts(1), update=True)
+        made.insert([edit("c", "What is a?", "three")], experts(1))
+        before = made.history.records.copy()
+        with pytest.raises(SuiteError, match="'a': its prompt belongs to 'c' now"):
+            made.rollback("a")
+        assert made.history.records == before
+        assert fired(made, "What is a?", "Who is a?") == [2, 1]
+
+    def test_an_earlier_version_does_not_come_back_over_another_edit_of_its_id(self) -> None:
+        made = bank()
+        made.insert([edit("a")], experts(1))
+        made.insert([edit("b", "What is a?", "two")], experts(1))
+        made.insert([edit("a", "Who is a?")], experts(1))
+        with pytest.raises(SuiteError, match="'a': its id belongs to 'a' now .'Who is a"):
+            made.rollback("b")
+        assert fired(made, "What is a?", "Who is a?") == [1, 2]
+
+    def test_what_was_rolled_back_does_not_return_in_place_of_what_was_removed(self) -> None:
+        made = bank()
+        for target in ("one", "two"):
+            made.insert([edit("a", target=target)], experts(1))
+        made.rollback("a")
+        made.remove(["a"])
+        assert made.rollback("a").target == "one"
+
     def test_an_id_may_be_used_again_after_removal(self) -> None:
         made = bank()
         made.insert([edit("a")], experts(1))

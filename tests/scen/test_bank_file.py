@@ -150,6 +150,22 @@ class TestSavingIsAllOrNothing:
             save_bank(made("later", count=2), path)
             assert loaded(path).edits[0].target == "later 0"
 
+    def test_a_second_kill_leaves_what_the_first_had_saved(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "facts"
+        save_bank(made("new"), path)
+        # the first came between the two renames
+        (tmp_path / "facts.safetensors").replace(tmp_path / "facts.safetensors.new")
+        bank = loaded(path)
+        bank.insert([Edit("more", "More?", "yes")], bank.experts([2]))
+        monkeypatch.setattr(bank_file, "write_json", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            save_bank(bank, path)
+        again = loaded(path)
+        assert len(again) == 3
+        assert torch.equal(again.experts([2])["a"], made("new").experts([2])["a"])
+
     def test_a_gate_with_a_state_that_is_not_plain_is_refused(self, tmp_path: Path) -> None:
         class Odd(TextGate):
             def get_extra_state(self) -> Any:
