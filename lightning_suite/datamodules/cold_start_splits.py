@@ -49,7 +49,8 @@ def make_split(
     """Hold out one of ``folds`` parts for testing, and of the rest a part for validation.
 
     Validation is as cold as the test: it is cut in the same way. Exercises with the same text are
-    never on two sides.
+    never on two sides. Exercises without answers have no say in it: who adds some later has the
+    same split.
 
     Args:
         data: All answers.
@@ -69,12 +70,14 @@ def make_split(
     if folds < 2 or not 0 <= fold < folds:
         raise SuiteError(f"fold {fold} of {folds} folds: give 2 or more folds and fold from 0 on.")
     groups, names = _groups(data, kind)
-    number = int(max(max(g, default=0) for g in groups)) + 1
+    answered = _units(data, kind).unique().tolist()
+    present = torch.tensor(sorted({group for unit in answered for group in groups[unit]}))
+    number = len(present)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(number, generator=generator)
     place = order.argsort()
-    tested = set((place * folds // number == fold).nonzero().squeeze(1).tolist())
-    rest = [g for g in order.tolist() if g not in tested]
+    tested = set(present[place * folds // number == fold].tolist())
+    rest = [g for g in present[order].tolist() if g not in tested]
     warm = [tested.isdisjoint(group) for group in groups]
     validated = [False] * len(groups)
     for count in range(max(1, round(val_fraction * len(rest))), len(rest)) if val_fraction else ():
@@ -176,9 +179,17 @@ def check_leaks(data: ResponseData, split: Split) -> None:
         texts = {data.exercises[e].text for e in there}
         _refuse({data.exercises[e].id for e in here if data.exercises[e].text in texts},
                 "texts of exercises", name)  # fmt: skip
-        if split.kind in ("kc", "domain") and name == "test":
+        if split.kind in ("kc", "domain"):
             known = set[str]().union(*(_labels(data, e, split.kind) for e in there))
-            _refuse(known & set(split.held_out), f"{split.kind}s that are held out", name)
+            if name == "test":
+                _refuse(known & set(split.held_out), f"{split.kind}s that are held out", name)
+            warm = [data.exercises[e].id for e in here if _labels(data, e, split.kind) <= known]
+            if warm:
+                raise SuiteError(
+                    f"leak: split={split.kind}, and {len(warm)} exercises of the {name} part have "
+                    f"no {split.kind} that is new: {', '.join(sorted(warm)[:3])}. Take their "
+                    "answers out, or choose another kind of split."
+                )
 
 
 def manifest(data: ResponseData, split: Split, **settings: Any) -> dict[str, Any]:

@@ -53,7 +53,9 @@ class DiagnosisModel(nn.Module):
 
     def logit(self, prefixes: Prefixes, rows: Tensor, vectors: Tensor, kcs: Tensor) -> Tensor:
         """Return the logits of N answers of students with given vectors [N, H]."""
-        return self.head.logit(*self.states(prefixes, rows, vectors), kcs[rows])
+        states = self.states(prefixes, rows, vectors)
+        with _exact(vectors):
+            return self.head.logit(*states, kcs[rows])
 
     def states(self, prefixes: Prefixes, rows: Tensor, vectors: Tensor) -> Fused:
         """Return the three states of N pairs, in their units."""
@@ -71,12 +73,18 @@ class DiagnosisModel(nn.Module):
 
     def prior(self, students: Tensor) -> Tensor:
         """Return the prior's penalty on the abilities of these students: a scalar."""
-        return self.head.prior(self.fusion.students(students) / self.units[0])
+        with _exact(students):
+            return self.head.prior(self.fusion.students(students) / self.units[0])
 
     @torch.no_grad()
     def read_at_start(self, prefixes: Prefixes) -> Fused:
-        """Return the states of M exercises as the start token sees them, in the model's units."""
-        states = self.fusion.read_alike(prefixes, self.fusion.start)
+        """Return the states of M exercises as the start token sees them, in the model's units.
+
+        Without dropout, which would make them others on every rank.
+        """
+        training = self.fusion.training
+        states = self.fusion.eval().read_alike(prefixes, self.fusion.start)
+        self.fusion.train(training)
         return Fused(*(state / unit for state, unit in zip(states, self.units, strict=True)))
 
     @torch.no_grad()
@@ -105,3 +113,8 @@ class DiagnosisModel(nn.Module):
         weight = fit.weight / (SCALE if isinstance(self.head, IRT) else 1.0)
         self.head.difficulty.weight.copy_(weight.float()[None])
         return True
+
+
+def _exact(where: Tensor) -> torch.autocast:
+    """Keep heads in float32 under mixed precision: its rounding hides what tells texts apart."""
+    return torch.autocast(where.device.type, enabled=False)

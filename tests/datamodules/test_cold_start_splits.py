@@ -15,6 +15,7 @@ from lightning_suite.datamodules.cold_start_splits import (
     Kind,
     Split,
     check_leaks,
+    join_test,
     make_split,
     manifest,
 )
@@ -125,6 +126,46 @@ def test_leaks_raise(data: ResponseData) -> None:
     parts = {"train": (~first).nonzero().squeeze(1), "test": first.nonzero().squeeze(1)}
     with pytest.raises(SuiteError, match="leak: 1 texts of exercises .*: copy"):
         check_leaks(data, Split("exercise", parts))
+
+
+@pytest.mark.parametrize(("kind", "new"), [("kc", "graph"), ("domain", "size")])
+def test_answers_given_as_the_test_of_new_skills_are_of_new_skills(
+    kind: Kind, new: str, tmp_path: Path
+) -> None:
+    given, exercises, kcs = read_source(str(write_plain(tmp_path)))
+    answers = list(given)
+    of = {kc.id: kc.domain if kind == "domain" else kc.id for kc in kcs}
+    cold = {e.id for e in exercises if any(of[kc] == new for kc in e.kcs)}
+    known = [a for a in answers if a.exercise not in cold]
+    data = check_responses([a for a in known if a.exercise != "e0"], exercises, kcs)
+
+    def join(asked: set[str]) -> Split:
+        chosen = [a for a in answers if a.exercise in asked]
+        test = check_responses(chosen, exercises, kcs, students=data.students)
+        return join_test(data, test, kind, val_fraction=0, seed=0)[1]
+
+    assert len(join(cold).parts["test"]) == 12 * len(cold)
+    with pytest.raises(SuiteError, match=f"leak: .* 1 exercises of the test .* no {kind} .*: e0"):
+        join({*cold, "e0"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exercises_that_nobody_has_answered_leave_the_split_as_it_is(
+    kind: Kind, tmp_path: Path
+) -> None:
+    given, exercises, kcs = read_source(str(write_plain(tmp_path)))
+    answers = list(given)
+    new = [Exercise(f"new {i}", f"Something else, {i}.", ("add",)) for i in range(7)]
+    for fold in range(3):
+        before, after = (
+            manifest(data, make_split(data, kind, folds=3, fold=fold, val_fraction=0.2))
+            for data in (
+                check_responses(answers, exercises, kcs),
+                check_responses(answers, [new[0], *exercises, *new[1:]], kcs),
+            )
+        )
+        assert after["sha256"] == before["sha256"]
+        assert after["held_out"] == before["held_out"]
 
 
 def test_what_cannot_be_cut_is_said(data: ResponseData) -> None:

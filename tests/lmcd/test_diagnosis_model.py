@@ -1,0 +1,44 @@
+"""Fusion and head together: exact whatever surrounds them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from backbones import backbone, batch, fusion
+
+from lightning_suite.lmcd.heads.registry import make_head
+from lightning_suite.lmcd.model import DiagnosisModel
+
+
+def test_the_head_is_computed_in_float32_under_mixed_precision() -> None:
+    torch.manual_seed(0)
+    # all read alike, so that the states are read before and the head alone is under autocast
+    model = DiagnosisModel(fusion(backbone("llama"), "cached"), make_head("mirt", 32, 0), "start")
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.normal_()
+    prefixes, rows, students = batch()
+    given = (prefixes, rows, students, torch.zeros(3, 0))
+    truth, prior = model(*given), model.prior(students)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, penalty = model(*given), model.prior(students)
+    assert logits.dtype == penalty.dtype == torch.float32
+    assert torch.equal(logits, truth)
+    assert torch.equal(penalty, prior)
+
+
+def test_units_and_the_start_of_the_difficulty_know_no_dropout() -> None:
+    config: dict[str, Any] = {"attn_pdrop": 0.5, "resid_pdrop": 0.5, "embd_pdrop": 0.5}
+    trained = fusion(backbone("gpt2", frozen=False, **config), "packed")
+    head: Any = make_head("irt", 32, 0)
+    model = DiagnosisModel(trained, head).train()
+    prefixes, _, _ = batch()
+    found = []
+    for _ in range(2):
+        model.measure_units([prefixes])
+        model.start_difficulty([prefixes], torch.tensor([-1.0, 0.0, 2.0]))
+        found.append((model.units.clone(), head.difficulty.weight.clone()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert model.fusion.backbone.training
