@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_suite.lmcd.fusion import Fused, StudentFusion
 from lightning_suite.lmcd.heads.base import Head
@@ -99,6 +100,9 @@ class DiagnosisModel(nn.Module):
     def start_difficulty(self, prefixes: Iterable[Prefixes], easiness: Tensor) -> bool:
         """Start the difficulty of an IRT or MIRT head from a ridge regression.
 
+        With it, a student of ability 0 has the predicted chances, guessing aside. The heads have
+        no intercept: it goes along the part of the states that all exercises share.
+
         Args:
             prefixes: M training exercises, a few at a time.
             easiness: Logit of the share of right answers to each: [M].
@@ -110,9 +114,21 @@ class DiagnosisModel(nn.Module):
             return False
         relative = torch.cat([self.read_at_start(part).relative for part in prefixes])
         fit = fit_ridge(relative, -easiness)
-        weight = fit.weight / (SCALE if isinstance(self.head, IRT) else 1.0)
+        weight = fit.weight + fit.intercept * _reads_one(relative.double())
+        if isinstance(self.head, IRT):
+            weight = weight / (SCALE * F.softplus(weight.new_tensor(0.0)))  # a starts there
         self.head.difficulty.weight.copy_(weight.float()[None])
         return True
+
+
+def _reads_one(x: Tensor) -> Tensor:
+    """Return v with x_i·v = 1 for all rows of x [n, H], or 0 where rows share no direction."""
+    middle = x.mean(0)
+    span = torch.linalg.qr((x - middle).mT).Q[:, : min(len(x) - 1, x.shape[1])]
+    shared = middle - span @ (span.mT @ middle)
+    size = shared.square().sum()
+    enough = size > 1e-6 * middle.square().sum()
+    return shared / size if enough else torch.zeros_like(shared)
 
 
 def _exact(where: Tensor) -> torch.autocast:

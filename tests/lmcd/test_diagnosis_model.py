@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from backbones import backbone, batch, fusion
 
+from lightning_suite.lmcd.heads.irt import SCALE
 from lightning_suite.lmcd.heads.registry import make_head
 from lightning_suite.lmcd.model import DiagnosisModel
+from lightning_suite.lmcd.ridge import fit_ridge
 
 
 def test_the_head_is_computed_in_float32_under_mixed_precision() -> None:
@@ -42,3 +45,18 @@ def test_units_and_the_start_of_the_difficulty_know_no_dropout() -> None:
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
     assert model.fusion.backbone.training
+
+
+def test_the_start_of_the_difficulty_is_that_of_the_ridge_with_its_constant() -> None:
+    model = DiagnosisModel(fusion(backbone("llama"), "cached"), make_head("irt", 32, 0), "start")
+    head: Any = model.head
+    prefixes, _, _ = batch()
+    easy = torch.tensor([2.0, 3.0, 5.0])  # all are easy: without the constant half would be hard
+    model.measure_units([prefixes])
+    model.start_difficulty([prefixes], easy)
+    states = model.read_at_start(prefixes)
+    truth = fit_ridge(states.relative, -easy).predict(states.relative)
+    discrimination = head.item_parameters(states.exercise, states.relative)["discrimination"]
+    hard = SCALE * discrimination * head.difficulty(states.relative)[:, 0]
+    torch.testing.assert_close(hard.double(), truth, rtol=1e-4, atol=1e-4)
+    assert hard.mean().item() == pytest.approx(-10 / 3, abs=1e-3)
