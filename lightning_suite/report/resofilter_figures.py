@@ -61,7 +61,7 @@ def describe_scores(
         return
     main, values = next(iter(scores.items()))
     lowest = np.argsort(np.argsort(values, kind="stable")) < (len(values) + 1) // 2
-    add_histogram(folder, main, values, lowest, "is the lowest half, which would be kept")
+    add_histogram(folder, main, values, lowest, "is the lowest half")
     if main not in _BASELINES:
         _add(
             folder,

@@ -100,6 +100,7 @@ def test_a_run_leaves_table_manifest_figures_and_report(score: Score) -> None:
     }
     page = Path("scores/report.html").read_text(encoding="utf-8")
     assert "The most extreme samples" in page
+    assert f"30 samples of {Path('data.jsonl').resolve()}, scored on CausalLMModule." in page
     with Path("scores/artifacts/resofilter_extremes.csv").open() as file:
         extremes = list(csv.DictReader(file))
     columns = table()

@@ -209,7 +209,7 @@ def run(
     if fabric.is_global_zero:
         scored = sum(map(len, waiting))
         print(f"{scored:,} samples scored now, {len(samples.ids) - scored:,} before")
-        _finish(folder, datamodule, config)
+        _finish(folder, datamodule, config, _model_name(module))
     return 0
 
 
@@ -253,6 +253,13 @@ def _model_name(module: LightningModule) -> str:
     return str(name) if name else type(module).__name__
 
 
+def _data_name(data: LightningDataModule) -> str:
+    source = getattr(data, "source", None)
+    if source is None:
+        return type(data).__name__
+    return ", ".join(source) if isinstance(source, list) else str(source)
+
+
 def _write_source(folder: Path, data: LightningDataModule) -> None:
     """Write where the samples came from: `select` reads their rows there."""
     if not isinstance(data, InstructionDataModule):
@@ -266,12 +273,19 @@ def _write_source(folder: Path, data: LightningDataModule) -> None:
             for example in data.examples():
                 row = {"id": example.id, "messages": list(example.messages)}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    elif isinstance(source, str) and Path(source).exists():
-        source = str(Path(source).resolve())
+    else:
+        source = _absolute(source) if isinstance(source, str) else [_absolute(s) for s in source]
     write_json(folder / SOURCE, {"source": source, "columns": columns, "duplicate_ids": duplicates})
 
 
-def _finish(folder: RunFolder, data: LightningDataModule, config: dict[str, Any]) -> None:
+def _absolute(source: str) -> str:
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def _finish(
+    folder: RunFolder, data: LightningDataModule, config: dict[str, Any], network: str
+) -> None:
     table = merge_shards(folder.path)
     write_table(table, folder.path / MERGED)
     status = Counter(table["status"].to_pylist())
@@ -280,6 +294,7 @@ def _finish(folder: RunFolder, data: LightningDataModule, config: dict[str, Any]
         command=["lightning-suite", *sys.argv[1:]],
         seed=config["seed_everything"],
         config=yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False),
+        note=f"{len(table):,} samples of {_data_name(data)}, scored on {network}.",
     )
     from lightning_suite.report.resofilter_figures import describe_scores  # noqa: PLC0415
 
