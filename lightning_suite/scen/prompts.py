@@ -6,7 +6,9 @@ prompt, since that is where an edit is recognised and where its expert begins to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -14,6 +16,9 @@ from torch import Tensor
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.language.prompts import PLAIN, PlainTemplate
+
+# Stand for what is said in a rendered template; no text has them.
+_SAID, _ASKED = "\0\1\0", "\0\2\0"
 
 
 class PromptFormat:
@@ -102,6 +107,49 @@ class PromptFormat:
         )
         return str(text)
 
+    def question_in(self, prompt: str) -> str:
+        """Return the question that a prompt ends with: what the template says itself is not asked.
+
+        In a conversation it is the last turn, whatever the system message and the turns before.
+        Spaces of the template may be missing or added, as decoding tokens does.
+
+        Args:
+            prompt: As :meth:`prompt_text` or a chat template writes it; another text is returned
+                as it is.
+        """
+        before, after, between = self._frame
+        opened = re.match(re.escape(before), prompt) or re.match(rf"\s*{_loose(before)}", prompt)
+        closed = re.search(rf"{re.escape(after)}\Z", prompt)
+        closed = closed or re.search(rf"\s*{_loose(after)}\s*\Z", prompt)
+        if closed is None:
+            return prompt
+        asked = prompt[: closed.start()]
+        starts = [turn.end() for text in between for turn in re.finditer(_loose(text), asked)]
+        if opened:
+            starts.append(opened.end())
+        return asked[max(starts) :] if starts else prompt
+
+    @cached_property
+    def _frame(self) -> tuple[str, str, tuple[str, ...]]:
+        """Return what stands before and after a question, and between it and an earlier turn."""
+        before, _, after = self.prompt_text(_ASKED).partition(_ASKED)
+        asked = {"role": "user", "content": _ASKED}
+        said = {"role": "assistant", "content": _SAID}
+        earlier = (
+            [{"role": "user", "content": "?"}, said, asked],
+            [{"role": "system", "content": _SAID}, asked],
+        )
+        between = []
+        for conversation in earlier if self._plain is None else ():
+            try:
+                text = self._apply(conversation)
+            except SuiteError:  # not every template takes system messages
+                continue
+            words = text.partition(_SAID)[2].partition(_ASKED)[0]
+            if words.strip():
+                between.append(words)
+        return before, after, tuple(dict.fromkeys(between))
+
     def encode_answer(self, question: str, answer: str) -> tuple[list[int], int]:
         """Return the tokens of question, answer and end, and how many of them are prompt.
 
@@ -157,20 +205,29 @@ class PromptFormat:
         return bare, text[len(bare) :]
 
     def _chat(self, question: str) -> str:
+        return self._apply([{"role": "user", "content": question}])
+
+    def _apply(self, conversation: list[dict[str, str]]) -> str:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": question}],
-                    tokenize=False,
-                    add_generation_prompt=True,
+                    conversation, tokenize=False, add_generation_prompt=True
                 )
             )
         except Exception as err:  # what a template raises is up to the template
-            raise SuiteError(f"the chat template refuses a single question: {err}") from err
+            turns = "a single question" if len(conversation) == 1 else "a conversation"
+            raise SuiteError(f"the chat template refuses {turns}: {err}") from err
 
     def _tokens(self, text: str) -> list[int]:
         found = self.tokenizer([text], add_special_tokens=False, verbose=False)["input_ids"][0]
         return list(map(int, found))
+
+
+def _loose(text: str) -> str:
+    """Return a pattern of ``text`` in which white space may be anywhere, or missing."""
+    return r"\s*".join(re.escape(char) for char in text if not char.isspace()) + (
+        r"\s*" if text[-1:].isspace() else ""
+    )
 
 
 def _bos(tokenizer: Any) -> list[int]:

@@ -41,6 +41,41 @@ def test_a_chat_prompt_ends_with_the_header_of_the_answer() -> None:
     assert asked.prompt_text("Who ran?") == "Q Who ran? A"
 
 
+SYSTEM = {"role": "system", "content": "You help <user>s of ACME."}
+HELLO = [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]
+
+
+@pytest.mark.parametrize("earlier", [[], [SYSTEM], HELLO, [SYSTEM, *HELLO, *HELLO]])
+def test_the_question_in_a_conversation_is_its_last_turn(earlier: list[dict[str, str]]) -> None:
+    tokenizer = glass_tokenizer()
+    tokenizer.chat_template = CHAT
+    prompts = PromptFormat(tokenizer)
+    said = [*earlier, {"role": "user", "content": "Who ran home?"}]
+    text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    assert prompts.question_in(text) == "Who ran home?"
+    # as tokenizers decode that put a space behind a special token
+    assert prompts.question_in(text.replace("<user>", "<user> ")).strip() == "Who ran home?"
+
+
+def test_the_question_in_a_plain_prompt_and_in_any_other_text(tokenizer) -> None:
+    prompts = PromptFormat(tokenizer)
+    assert prompts.question_in("Question: Who ran?\nAnswer:") == "Who ran?"
+    assert prompts.question_in("Once upon a time") == "Once upon a time"
+    bare = PromptFormat(tokenizer, "{prompt} {response}")
+    assert bare.question_in("Tom had a") == "Tom had a"
+    chat = glass_tokenizer()
+    chat.chat_template = CHAT
+    assert PromptFormat(chat).question_in("Once upon a time") == "Once upon a time"
+
+
+def test_a_template_without_system_messages_shows_its_turns_all_the_same() -> None:
+    tokenizer = glass_tokenizer()
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    tokenizer.chat_template = strict + CHAT
+    text = "<user>Hi!\n<assistant>Hello.\n<user>Who ran?\n<assistant>"
+    assert PromptFormat(tokenizer).question_in(text) == "Who ran?"
+
+
 def test_the_prompt_keeps_its_tokens_whatever_answer_follows(tokenizer) -> None:
     """Without a space between them, the two would be merged into one token."""
     prompts = PromptFormat(tokenizer, "{prompt}{response}")

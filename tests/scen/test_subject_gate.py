@@ -54,6 +54,28 @@ def test_the_prompts_of_edits_are_served_by_their_own(gate: SubjectRelationGate)
     assert ask(gate, *prompts).expert.tolist() == [0, 1, 1, 2, 3]
 
 
+def test_an_edits_own_prompt_is_served_whatever_was_said_before(
+    encoder: PromptEncoder, fitted: dict[str, Any]
+) -> None:
+    tokenizer = glass_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
+    )
+    gate = SubjectRelationGate(PromptEncoder(encoder.model, PromptFormat(tokenizer)))
+    gate.load_state_dict(fitted)
+    asked = [{"role": "user", "content": EDITS[0].prompt}]
+    system = [{"role": "system", "content": "You help the people of France."}]
+    earlier = [
+        {"role": "user", "content": "What is the currency of Peru?"},
+        {"role": "assistant", "content": "The sol."},
+    ]
+    texts = [
+        tokenizer.apply_chat_template(turns, tokenize=False)
+        for turns in (asked, system + asked, earlier + asked, asked + earlier)
+    ]
+    assert gate.route(PromptQuery(texts=texts)).expert.tolist() == [0, 0, 0, MISS]
+
+
 def test_a_question_without_a_subject_costs_no_forward_pass(
     gate: SubjectRelationGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

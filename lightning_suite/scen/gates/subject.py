@@ -254,18 +254,10 @@ class SubjectRelationGate(Gate):
 
     def _candidates(self, prompt: str) -> Iterator[tuple[Sequence[int], str]]:
         """Yield the slots of each subject in a prompt, and the question without that subject."""
-        question = self._question(prompt)
+        question = self.encoder.format.question_in(prompt)
         for match in self._index.find(question):
             masked = replaced(question, match.spans, self.placeholder)
             yield self._index.slots(match.words), masked
-
-    def _question(self, prompt: str) -> str:
-        """Return the question in a prompt: what the template says itself is not asked."""
-        mark = "\0"
-        before, _, after = self.encoder.format.prompt_text(mark).partition(mark)
-        if prompt.startswith(before) and prompt.endswith(after):
-            return prompt[len(before) : len(prompt) - len(after)]
-        return prompt
 
 
 def wording_features(
