@@ -24,6 +24,9 @@ from lightning_suite.scen.bank_file import bank_exists, read_bank
 EDITS = 40
 COMMAND = [sys.executable, "-m", "lightning_suite", "fit", "-c", "scen.yaml"]
 NO_VALIDATION = "--trainer.limit_val_batches=0"
+# Seconds. A run takes some eight of CPU time, and many times that where others want the processor
+# too; this only ends one that hangs.
+HANGS = 900
 
 
 def start(folder: Path, *args: str) -> subprocess.Popen[str]:
@@ -39,7 +42,7 @@ def start(folder: Path, *args: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     try:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=HANGS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
@@ -63,7 +66,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_run_goes_on_to_the_same_bank_and_loses_nothing(whole: Path) -> None:
     bank = whole / "killed"
     process = start(whole, "--model.init_args.bank=killed")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANGS
     while not (bank_exists(bank) and len(read_bank(bank).records) >= 8):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
