@@ -7,7 +7,8 @@ all the same, for a new question in an old conversation. Beams and repeated samp
 rows of the prefill already, and beams only ever move between rows of their own prompt.
 
 What cannot be seen from here: without a cache (``use_cache=False``) every step of ``generate`` is a
-prefill, so say where the prompts end (:meth:`Attachment.prompt_lengths`); of a prompt that is read
+prefill, and with an assistant model or prompt lookup the first pass holds guessed tokens behind the
+prompt, so say where the prompts end (:meth:`Attachment.prompt_lengths`); of a prompt that is read
 in pieces (``prefill_chunk_size``) the first piece decides; and adapters below the layer change the
 states that a layer gate compares, so its edits may no longer fire.
 """

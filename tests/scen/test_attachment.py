@@ -246,6 +246,23 @@ class TestWhatFires:
         assert attached.last_routing.expert.tolist() == [0, -1, 1]
         assert [torch.equal(a, b) for a, b in zip(base, edited, strict=True)] == [0, 1, 0]
 
+    @stages
+    @pytest.mark.parametrize("guess", ["assistant", "lookup"])
+    def test_guessed_tokens_change_nothing_where_the_prompts_end_is_said(
+        self, model: Any, stage: str, guess: str
+    ) -> None:
+        asked = [QUESTIONS[0]]
+        with attach(bank_for(model, stage), model, tokenizer()) as attached:
+            plain = generated(model, asked, min_new_tokens=0)
+            options: dict[str, Any] = {"prompt_lookup_num_tokens": 3}
+            if guess == "assistant":
+                options = {"assistant_model": glass_model(torch.float64)}
+            with attached.prompt_lengths([len(prompts(model).encode(asked[0]))]):
+                quick = generated(model, asked, min_new_tokens=0, **options)
+            assert attached.last_routing is not None
+            assert attached.last_routing.expert.tolist() == [0]
+        assert torch.equal(plain, quick)
+
 
 class TestFullExperts:
     def test_a_copy_of_the_matrix_changes_nothing(self) -> None:
