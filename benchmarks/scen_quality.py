@@ -28,6 +28,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +88,7 @@ class System(NamedTuple):
 
     expert: str
     gate: str
-    paraphrases: bool  # in the gate
+    paraphrases: int  # of each edit, in the gate
     edits: int
     seeds: int
 
@@ -105,6 +106,8 @@ VARIANTS = {
 }
 GATES: dict[str, Any] = {
     "subject": SubjectRelationGate,
+    "subject, one reading": partial(SubjectRelationGate, examples=False),
+    "subject, 2 %": partial(SubjectRelationGate, false_rate=0.02),
     "closed": ClosedGate,
     "bce": BCEGate,
     "scen": PublishedGate,
@@ -113,23 +116,25 @@ GATES: dict[str, Any] = {
 
 def systems(stage: str, edits: int, seeds: int) -> list[System]:
     if stage == "main":
-        return [System("r=4", gate, p, edits, seeds) for p in (False, True)
-                for gate in ("subject", "oracle")][:3]  # fmt: skip
+        gates = [gate for gate in GATES if gate.startswith("subject")]
+        found = [System("r=4", gate, p, edits, seeds) for p in (0, PARAPHRASES) for gate in gates]
+        found.append(System("r=4", "subject", 4, edits, seeds))
+        return [*found, System("r=4", "oracle", 0, edits, seeds)]
     if stage == "gates":
         return [System("r=4", gate, p, edits, seeds) for gate in ("closed", "bce")
-                for p in (False, True)] + [System("r=4", "scen", False, edits, seeds)]  # fmt: skip
+                for p in (0, PARAPHRASES)] + [System("r=4", "scen", 0, edits, seeds)]  # fmt: skip
     if stage == "baselines":
         return []
     small = min(SMALL, edits)
     return [
         System(name, gate, p, small, 1)
         for name in VARIANTS
-        for gate, p in (("oracle", False), ("subject", VARIANTS[name].paraphrases))
+        for gate, p in (("oracle", 0), ("subject", PARAPHRASES * VARIANTS[name].paraphrases))
     ]
 
 
-def given(edit: Edit, paraphrases: bool) -> Edit:
-    return replace(edit, paraphrases=edit.paraphrases[: PARAPHRASES if paraphrases else 0])
+def given(edit: Edit, paraphrases: int) -> Edit:
+    return replace(edit, paraphrases=edit.paraphrases[:paraphrases])
 
 
 def experts_of(
@@ -149,7 +154,7 @@ def experts_of(
         cpu = time.process_time()
         tasks = [
             ExpertTask.of(
-                given(edit, variant.paraphrases),
+                given(edit, PARAPHRASES * variant.paraphrases),
                 contexts=contexts(edit) if variant.contexts else (),
             )
             for edit in group
@@ -207,7 +212,7 @@ def run(
     row = {
         "expert": system.expert,
         "gate": system.gate,
-        "gate_paraphrases": PARAPHRASES * system.paraphrases,
+        "gate_paraphrases": system.paraphrases,
         "expert_paraphrases": PARAPHRASES * VARIANTS[system.expert].paraphrases,
         "edits": len(edits),
         "seed": seed,
@@ -230,7 +235,7 @@ def baseline(name: str, edits: Sequence[Edit], encoder: KeptEncoder) -> dict[str
     module = encoder.model.get_submodule(encoder.layer)
     (make,) = make_baselines([name], answerer, encoder, module)
     system = make()
-    system.edit([given(edit, False) for edit in edits])
+    system.edit([given(edit, 0) for edit in edits])
     rows = evaluate(system, questions, before, edits=len(edits))
     system.undo()
     scores: dict[str, list[float]] = {}
