@@ -31,12 +31,27 @@ class Source:
         rows: As they are in the data.
         ids: One for each.
         prompts: One for each.
+        files: The files they are in, or their one folder; none of a generator or of the Hub.
     """
 
     name: str
     rows: list[Row]
     ids: list[str]
     prompts: list[str]
+    files: tuple[Path, ...] = ()
+
+    @property
+    def suffix(self) -> str:
+        """What all files end in: empty for a folder, ``.jsonl`` where that says no form."""
+        if self.is_folder:
+            return ""
+        suffixes = {path.suffix for path in self.files}
+        return suffixes.pop() if len(suffixes) == 1 and suffixes < {*_SUFFIXES} else _SUFFIXES[0]
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of data."""
+        return len(self.files) == 1 and self.files[0].is_dir()
 
 
 def read_scores(folder: Path) -> tuple[dict[str, Any], Manifest]:
@@ -84,7 +99,14 @@ def read_source(folder: Path, data: str | None = None) -> Source:
     examples = read_examples(
         rows, Columns(**known["columns"]), where=name, duplicate_ids=known["duplicate_ids"]
     )
-    return Source(name, rows, [e.id for e in examples], [e.prompt for e in examples])
+    paths = [Path(one).expanduser() for one in ([where] if isinstance(where, str) else where)]
+    return Source(
+        name,
+        rows,
+        [e.id for e in examples],
+        [e.prompt for e in examples],
+        tuple(path for path in paths if path.exists()),
+    )
 
 
 def output_path(folder: Path, source: Source, out: str | None) -> Path:
@@ -93,9 +115,7 @@ def output_path(folder: Path, source: Source, out: str | None) -> Path:
     Raises:
         SuiteError: Its suffix says none of the forms that can be written.
     """
-    like = Path(source.name)
-    suffix = "" if like.is_dir() else like.suffix if like.suffix in _SUFFIXES else ".jsonl"
-    path = Path(out) if out else folder / f"kept{suffix}"
+    path = Path(out) if out else folder / f"kept{source.suffix}"
     if path.suffix not in ("", *_SUFFIXES):
         raise SuiteError(
             f"{path}: the suffix must be one of {', '.join(_SUFFIXES)}, or none for a folder of "
@@ -107,7 +127,7 @@ def output_path(folder: Path, source: Source, out: str | None) -> Path:
 def write_rows(path: Path, source: Source, kept: list[int], scores: list[float]) -> None:
     """Write rows of the data, each with its id and score, atomically.
 
-    A Parquet file that becomes a Parquet file keeps its column types, and so does a folder of
+    Parquet files that become a Parquet file keep their column types, and so does a folder of
     `datasets` that becomes one.
 
     Args:
@@ -115,6 +135,9 @@ def write_rows(path: Path, source: Source, kept: list[int], scores: list[float])
         source: The data.
         kept: Which rows.
         scores: One for each of them.
+
+    Raises:
+        SuiteError: The file cannot be written, or JSON has no form for the data's values.
     """
     ids = [source.ids[row] for row in kept]
     if not path.suffix:
@@ -122,10 +145,11 @@ def write_rows(path: Path, source: Source, kept: list[int], scores: list[float])
         return
     if path.suffix == ".parquet":
         pyarrow, parquet = import_extra("pyarrow", "llm"), import_extra("pyarrow.parquet", "llm")
-        if Path(source.name).suffix == ".parquet":
-            table = parquet.read_table(source.name).take(kept)
+        if source.files and source.suffix == ".parquet":
+            tables = [parquet.read_table(path) for path in source.files]
+            table = pyarrow.concat_tables(tables, promote_options="permissive").take(kept)
         else:
-            table = pyarrow.Table.from_pylist([source.rows[row] for row in kept])
+            table = pyarrow.Table.from_pylist(_with_all_columns(source, kept))
         for name, values in ((ID_COLUMN, ids), (SCORE_COLUMN, scores)):
             if name in table.column_names:
                 table = table.drop_columns([name])
@@ -136,12 +160,24 @@ def write_rows(path: Path, source: Source, kept: list[int], scores: list[float])
         {**source.rows[row], ID_COLUMN: sample_id, SCORE_COLUMN: score}
         for row, sample_id, score in zip(kept, ids, scores, strict=True)
     ]
-    with atomic_write(path) as file:
+    try:
         if path.suffix == ".json":
-            json.dump(rows, file, ensure_ascii=False, indent=1)
-            return
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            text = json.dumps(rows, ensure_ascii=False, indent=1)
+        else:
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    except TypeError as err:
+        raise SuiteError(
+            f"{path}: the data hold values that JSON has no form for ({err}). Write a Parquet "
+            "file: --out with the suffix .parquet."
+        ) from err
+    with atomic_write(path) as file:
+        file.write(text)
+
+
+def _with_all_columns(source: Source, kept: list[int]) -> list[Row]:
+    """Return the kept rows with one set of columns: tables are made of those of the first row."""
+    columns = dict.fromkeys(name for row in source.rows for name in row)
+    return [{name: source.rows[row].get(name) for name in columns} for row in kept]
 
 
 def _write_folder(
@@ -149,13 +185,13 @@ def _write_folder(
 ) -> None:
     datasets = import_extra("datasets", "llm")
     path.parent.mkdir(parents=True, exist_ok=True)
-    like = Path(source.name)
-    if like.is_dir():
+    if source.is_folder:
+        like = source.files[0]
         data = load_folder_dataset(
             like, builder="parquet" if any(like.rglob("*.parquet")) else "json"
         )["train"].select(kept)
     else:
-        data = datasets.Dataset.from_list([source.rows[row] for row in kept])
+        data = datasets.Dataset.from_list(_with_all_columns(source, kept))
     for name, values in columns.items():
         if name in data.column_names:
             data = data.remove_columns([name])

@@ -54,6 +54,9 @@ class CausalLMProbe(SampleProbe):
         super().__init__(model, targets, features, allow_low_precision=allow_low_precision)
         unwrap: Any = getattr(model, "get_base_model", lambda: model)  # peft
         self._base = unwrap()
+        config = self._base.config
+        # a model of text and images keeps what is said of text apart
+        self._config: Any = getattr(config, "get_text_config", lambda: config)()
         self._head: nn.Module = self._base.get_output_embeddings()
         self._takes_positions = "position_ids" in inspect.signature(self._base.forward).parameters
         self._without_prompt = without_prompt
@@ -95,7 +98,7 @@ class CausalLMProbe(SampleProbe):
         if self._without_prompt:
             with torch.no_grad():
                 more["loss_without_prompt"] = self._losses(
-                    answers_only(tokens, self._base.config.bos_token_id), backward=False
+                    answers_only(tokens, self._config.bos_token_id), backward=False
                 ).double()
         rows = table_rows(tokens.ids, losses, status, features)
         counts = {
@@ -204,7 +207,7 @@ class CausalLMProbe(SampleProbe):
         return torch.equal(self._head(hidden), logits)
 
     def _refuse_long(self, tokens: TokenBatch) -> None:
-        limit = getattr(self._base.config, "max_position_embeddings", None)
+        limit = getattr(self._config, "max_position_embeddings", None)
         lengths = tokens.counts(tokens.segments >= 0)
         if limit is not None and int(lengths.max()) > limit:
             worst = int(lengths.argmax())

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,39 @@ def test_a_folder_of_datasets_stays_one(select: Select, scored: Path) -> None:
     assert len(datasets.load_from_disk("kept")) == 6
     samples = InstructionDataModule("kept", tokenizer="bytes", max_length=90).samples()
     assert samples.ids == datasets.load_from_disk("kept")["sample_id"][:]
+
+
+def test_several_parquet_files_become_one(select: Select, scored: Path) -> None:
+    data = original(scored)
+    for name, part in (("a", data[:11]), ("b", data[11:])):
+        pq.write_table(pa.Table.from_pylist(part), f"{name}.parquet")
+    known = json.loads(Path("scores/source.json").read_text())
+    known["source"] = ["a.parquet", "b.parquet"]
+    Path("scores/source.json").write_text(json.dumps(known))
+    assert select()[0] == 0
+    assert select("--out=kept.jsonl")[0] == 0
+    assert pq.read_table("scores/kept.parquet").to_pylist() == lines("kept.jsonl")
+
+
+@pytest.mark.parametrize("out", ["kept.parquet", "kept"])
+def test_a_column_of_later_rows_alone_is_kept(select: Select, scored: Path, out: str) -> None:
+    data = original(scored)
+    data[20]["remark"] = "checked"
+    write_rows(Path("data.jsonl"), data)
+    assert select("--data=data.jsonl", "--keep=1", f"--out={out}")[0] == 0
+    kept = pq.read_table(out).to_pylist() if Path(out).suffix else datasets.load_from_disk(out)
+    assert [row["remark"] for row in kept] == [None] * 20 + ["checked"] + [None] * 9
+
+
+def test_values_that_json_cannot_hold_are_pointed_to_parquet(select: Select, scored: Path) -> None:
+    data = [{**row, "time": datetime(2024, 1, 1)} for row in original(scored)]
+    pq.write_table(pa.Table.from_pylist(data), "data.parquet")
+    status, _, err = select("--data=data.parquet", "--out=kept.jsonl")
+    assert status == 2
+    assert "datetime is not JSON serializable" in err
+    assert "suffix .parquet" in err
+    assert not Path("kept.jsonl").exists()
+    assert select("--data=data.parquet", "--strata=time", "--out=kept.parquet")[0] == 0
 
 
 def test_what_is_kept_is_a_source_for_training(select: Select) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -364,6 +365,18 @@ def test_the_loss_without_the_prompt(bos: int | None) -> None:
                 continue
             expected = causal_loss(model, answer, answer).item()
             assert found[n].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_model_of_text_and_images_keeps_its_context_apart() -> None:
+    model, samples = llama(bos_token_id=1), Samples()
+    expected = score(model, [samples.padded(range(3), "right")], without_prompt=True)
+    text = model.config
+    model.config = SimpleNamespace(return_dict=True, get_text_config=lambda: text)
+    found = score(model, [samples.padded(range(3), "right")], without_prompt=True)
+    assert torch.equal(found["loss_without_prompt"], expected["loss_without_prompt"])
+    long = {"ids": ["a"], "input_ids": torch.ones(1, 65).long(), "labels": torch.ones(1, 65).long()}
+    with pytest.raises(SuiteError, match="'a' has 65 tokens, the model's context is 64"):
+        score(model, [long])
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")

@@ -168,7 +168,7 @@ def _groups(strata: str, table: dict[str, Any], source: Source, rows: list[int])
             f"strata={strata!r}: is neither length:4 nor a column of {source.name}."
             f"{did_you_mean(strata, source.rows[0])} Columns: {', '.join(source.rows[0])}."
         )
-    return [json.dumps(source.rows[row].get(strata), sort_keys=True) for row in rows]
+    return [json.dumps(source.rows[row].get(strata), sort_keys=True, default=str) for row in rows]
 
 
 def _draw(folder: Path, by: str, result: Selection) -> None:
