@@ -227,7 +227,7 @@ def test_a_gate_saved_before_format_2_reads_its_wordings_again(
 
 
 def test_a_gate_saved_before_there_were_examples_goes_on_without(encoder: PromptEncoder) -> None:
-    old = SubjectRelationGate(encoder)
+    old = SubjectRelationGate(encoder, examples=False)
     old.add(EDITS, range(4))
     state = old.state_dict()
     del state["_extra_state"]["examples"]
