@@ -89,6 +89,7 @@ WAYS = {
         *(Way(head, "kc_names") for head in ("irt", "mirt", "dina", "kancd")),
     ],
     "none": [Way("ncdm", "none")],
+    "single": [Way(head, "kc_names") for head in ("irt", "mirt")],
     "texts": [Way("irt", text) for text in TEXTS],
     "trained": [
         Way("ncdm", "kc_names"),
