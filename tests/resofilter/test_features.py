@@ -180,6 +180,11 @@ def test_norms_take_the_cheaper_way_and_both_agree() -> None:
         torch.testing.assert_close(by_rows, whole, rtol=1e-5, atol=0)
 
 
+def test_a_warm_step_without_a_state_says_that_it_is_a_first_one() -> None:
+    with pytest.warns(UserWarning, match="adam_mean_abs has no optimizer state"):
+        make_features(["adam_mean_abs"])
+
+
 def test_features_are_made_from_names_and_settings() -> None:
     made = make_features(["grad_norm", {"name": "sketch", "size": 4}], {"lr": 1.0})
     assert [f.spec() for f in made] == [
