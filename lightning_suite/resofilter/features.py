@@ -25,12 +25,12 @@ name                    value                                                   
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_suite.errors import SuiteError, did_you_mean
@@ -96,10 +96,11 @@ def make_features(
     if twice := {name for name in names if names.count(name) > 1}:
         raise SuiteError(f"features: {', '.join(sorted(twice))} is there twice.")
     if any(isinstance(feature, AdamMeanAbs) and not feature.states for feature in made):
-        rank_zero_warn(
+        warnings.warn(
             "features: adam_mean_abs has no optimizer state, so it is that of a first step, as "
             "adam1_mean_abs is. Give the state of each layer from Python: "
-            "AdamMeanAbs(states={name: AdamState(...)})."
+            "AdamMeanAbs(states={name: AdamState(...)}).",
+            stacklevel=2,
         )
     return tuple(made)
 

@@ -68,6 +68,7 @@ def test_every_registered_feature_has_a_definition_here() -> None:
     assert set(DEFINITIONS) | {"sketch"} == set(REGISTRY)
 
 
+@pytest.mark.filterwarnings("ignore:features. adam_mean_abs has no optimizer state")
 @pytest.mark.parametrize("name", DEFINITIONS)
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "beside one that makes G"])
 @pytest.mark.parametrize("block", [1, 7, 10**6])
