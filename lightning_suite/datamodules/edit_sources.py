@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
@@ -133,17 +134,32 @@ def _format(first: Row, format: str, name: str) -> EditFormat:
     )
     if form is None:
         forms = [EDIT_FORMATS[format]] if format != AUTO else EDIT_FORMATS.values()
+        forms = sorted(forms, key=lambda form: form.name != PLAIN.name)  # what most files are
         expected = "; ".join(f"{form.name}: {', '.join(form.keys)}" for form in forms)
-        missing = next((key for key in PLAIN.keys if key not in first), "")
         raise SuiteError(
             f"{name}: row 1 has the columns {', '.join(map(str, first)) or '(none)'}, which is no "
-            f"known form of an edit.{did_you_mean(missing, first)} Expected {expected}."
+            f"known form of an edit.{_misspelt(first, forms)} Expected {expected}."
         )
     for column in first:  # an optional column that is misspelt would be lost without a word
         hint = did_you_mean(column, form.optional)
         if hint and column not in (*form.keys, *form.optional):
             rank_zero_warn(f"{name}: the column {column!r} is not read.{hint}")
     return form
+
+
+def _misspelt(row: Row, forms: Sequence[EditFormat]) -> str:
+    """Say which columns are those of the first form that a row has but for their spelling."""
+    for form in forms:
+        others = [column for column in row if column not in (*form.keys, *form.optional)]
+        near = {
+            column: key
+            for key in form.keys
+            if key not in row
+            for column in get_close_matches(key, others, n=1)
+        }
+        if len({*near.values(), *row} & set(form.keys)) == len(form.keys):
+            return "".join(f" Column {a!r}: did you mean {b!r}?" for a, b in near.items())
+    return ""
 
 
 def _read(rows: Sequence[Row], form: EditFormat, name: str) -> list[tuple[int, Edit]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning_suite.files import atomic_write
@@ -200,15 +201,19 @@ def write_training(folder: RunFolder, records: Sequence[EditRecord]) -> None:
     )
 
 
-def write_answers(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_answers(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write ``scen_answers.csv`` and ``answers.jsonl``: questions that were only asked.
 
     ``prompt``, ``before`` (the unedited model's answer), ``answer``, ``finished``, ``fired`` (id
     of the edit that answered; null or empty: the base model did), ``nearest``, ``score``,
     ``margin`` (null or empty: there was no candidate).
+
+    Returns:
+        Path of ``answers.jsonl``.
     """
     plain = [{name: finite(value) for name, value in row.items()} for row in rows]
-    with atomic_write(folder.artifacts / "answers.jsonl") as file:
+    path = folder.artifacts / "answers.jsonl"
+    with atomic_write(path) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in plain)
     folder.add_table(
         "scen_answers",
@@ -217,6 +222,30 @@ def write_answers(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
         caption="Which edit answered each question, which came nearest, and by what margin.",
         section=SECTION,
     )
+    return path
+
+
+def shown_answers(rows: Sequence[Mapping[str, Any]], path: Path | None, most: int = 20) -> str:
+    """Return the first answers for the terminal, and where all are.
+
+    Args:
+        rows: As for :func:`write_answers`.
+        path: Of ``answers.jsonl``; None where nothing was written.
+        most: Rows to show.
+
+    Returns:
+        Lines ``prompt -> answer [edit ID]``, with ``[-]`` where the base model answered.
+    """
+    lines = [
+        f"{_one_line(row['prompt'])} -> {_one_line(row['answer'])} "
+        + ("[-]" if row["fired"] is None else f"[edit {row['fired']}]")
+        for row in rows[:most]
+    ]
+    if len(rows) > most:
+        lines.append(f"… and {len(rows) - most:,} more")
+    if path is not None:
+        lines.append(f"Answers: {path}")
+    return "\n".join(["", *lines])
 
 
 def _final(rows: Sequence[ScoredPrompt]) -> dict[str, list[ScoredPrompt]]:
@@ -243,3 +272,7 @@ def _measures(rows: Sequence[ScoredPrompt]) -> dict[tuple[str, str], tuple[float
             found = contains_answer(row.after, row.target)
             groups.setdefault((f"{metric}_contained", ""), []).append(int(found))
     return {key: (sum(hits) / len(hits), len(hits)) for key, hits in groups.items()}
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

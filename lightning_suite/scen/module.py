@@ -36,6 +36,7 @@ from lightning_suite.scen.editing import (
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.evaluation import BaseAnswers
 from lightning_suite.scen.evaluation_tables import (
+    shown_answers,
     write_answers,
     write_evaluation,
     write_training,
@@ -369,11 +370,12 @@ class SCENModule(LightningModule):
         self._predicting.edit(self.bank.edits)
 
     def on_predict_end(self) -> None:
-        """Write the answers of all ranks into the run's folder."""
-        everywhere = gather(self._answers)
+        """Write the answers of all ranks into the run's folder, and show the first on rank zero."""
+        rows = [row for of_rank in gather(self._answers) for row in of_rank]
         folder = self._run_folder()
-        if folder is not None:
-            write_answers(folder, [row for of_rank in everywhere for row in of_rank])
+        written = None if folder is None else write_answers(folder, rows)
+        if self.trainer.is_global_zero:
+            print(shown_answers(rows, written))
 
     def _attached(self) -> Attachment:
         return attach(

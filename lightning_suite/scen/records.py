@@ -77,7 +77,8 @@ class History:
         """
         if edit_id not in self._by_id:
             raise SuiteError(
-                f"the bank has no live edit {edit_id!r}.{did_you_mean(edit_id, self._by_id)}"
+                f"the bank has no live edit {edit_id!r}.{did_you_mean(edit_id, self._by_id)} "
+                "`lightning-suite bank list` shows the ids."
             )
         return self._by_id[edit_id]
 

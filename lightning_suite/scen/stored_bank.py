@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_suite.errors import SuiteError
+from lightning_suite.errors import SuiteError, did_you_mean
 from lightning_suite.scen.bank_state import SETTINGS, BaseIdentity, base_of, check_format
 from lightning_suite.scen.records import EditRecord, History, from_plain
 
 WHAT = "lightning-suite expert bank"
 _KEYS = {"what", "format", "base", "settings", "gate", "gate_state", "edits", "tensors"}
 _CALIBRATION = "calibration"  # may be missing
+_SHOWN = 5  # banks named in a message
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def read_bank(path: str | Path) -> StoredBank:
         text = file.read_text(encoding="utf-8")
     except OSError as err:
         alone = file.with_suffix(".safetensors").exists()
-        hint = " The .safetensors beside it needs it." if alone else ""
+        hint = " The .safetensors beside it needs it." if alone else _instead(file)
         raise SuiteError(f"{file}: cannot be read ({err.strerror}).{hint}") from err
     except UnicodeDecodeError as err:
         raise SuiteError(f"{file}: is not text.") from err
@@ -104,3 +105,20 @@ def read_bank(path: str | Path) -> StoredBank:
         raise SuiteError(f"{file}: {err}") from err
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise SuiteError(f"{file}: is damaged: {err!r}.") from err
+
+
+def _instead(file: Path) -> str:
+    """Say what a path of a bank that is not there should be, and which banks lie beside it."""
+    hint = (
+        f" It should be a bank, as `lightning-suite fit -c scen/edit` writes it: "
+        f"{file.stem}.json and {file.stem}.safetensors."
+    )
+    names = sorted(
+        path.stem
+        for path in file.parent.glob("*.safetensors")
+        if path.with_suffix(".json").exists()
+    )
+    if not names:
+        return hint
+    shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    return f"{hint}{did_you_mean(file.stem, names)} In {file.parent}: {shown}."

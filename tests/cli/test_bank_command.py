@@ -126,10 +126,19 @@ class TestLooking:
         status, out, _ = run("explain", "facts", question("Tom"), "Who is there?")
         rows = out.splitlines()
         assert status == 0
-        assert rows[1].split()[-5:-2] == ["tom", "grey", "tom"]
-        assert float(rows[1].split()[-1]) > 0
-        assert rows[2].split()[-4] == "-"
-        assert float(rows[2].split()[-1]) < 0
+        assert rows[0].split()[-3:] == ["score", "threshold", "margin"]
+        assert rows[1].split()[-6:-3] == ["tom", "grey", "tom"]
+        assert rows[2].split()[-5] == "-"
+        for row, fires in zip(rows[1:3], (True, False), strict=True):
+            score, threshold, margin = map(float, row.split()[-3:])
+            assert score - threshold == pytest.approx(margin, abs=0.002)
+            assert (margin >= 0) == fires
+        assert rows[3].startswith("margin = score - threshold")
+
+    def test_explain_has_no_threshold_where_no_edit_comes_near(self, run: Run) -> None:
+        run("remove", "facts", "lily", "tom")
+        status, out, _ = run("explain", "facts", "Who is there?")
+        assert (status, out.splitlines()[1].split()[-2:]) == (0, ["-inf", "-inf"])
 
 
 class TestChanging:
@@ -158,7 +167,7 @@ class TestChanging:
     def test_merge_writes_a_third_bank(self, run: Run) -> None:
         status, out, _ = run("merge", "facts", "more", "all")
         assert (status, out) == (0, "1 edit added, 3 live: all\n")
-        assert run("explain", "all", question("Max"))[1].splitlines()[1].split()[-4] == "green"
+        assert run("explain", "all", question("Max"))[1].splitlines()[1].split()[-5] == "green"
         status, _, err = run("merge", "facts", "more", "all")
         assert (status, "add --force" in err) == (2, True)
         assert run("merge", "facts", "more", "all", "--force")[0] == 0
@@ -248,7 +257,11 @@ class TestMistakes:
         [
             (["lst", "facts"], "there is no 'lst'. Did you mean 'list'"),
             (["list", "nowhere"], "nowhere.json: cannot be read"),
+            (["list", "nowhere"], "a bank, as `lightning-suite fit -c scen/edit` writes it"),
+            (["list", "fact"], "Did you mean 'facts'? In .: facts, more."),
             (["remove", "facts", "nobody"], "no live edit 'nobody'"),
+            (["remove", "facts", "nobody"], "`lightning-suite bank list` shows the ids"),
+            (["remove", "facts", "lilly"], "Did you mean 'lily'?"),
             (["remove", "facts"], "ids"),
             (["list", "facts", "--fnd", "x"], "--fnd"),
             (["explain", "facts", "Who?", "--model", "nowhere/at-all"], "nowhere/at-all"),

@@ -255,6 +255,20 @@ def test_rows_of_zsre_without_a_new_answer_are_left_out_and_counted(tmp_path: Pa
         read_edits(jsonl(tmp_path / "d.jsonl", {**row, "alt": ""}))
 
 
+def test_a_misspelt_column_that_must_be_there_is_named_with_what_was_meant(
+    tmp_path: Path,
+) -> None:
+    source = jsonl(tmp_path / "d.jsonl", {"prompt": "p", "taget": "t", "subject": "s"})
+    with pytest.raises(
+        SuiteError, match=r"Column 'taget': did you mean 'target'\? Expected plain: prompt, target;"
+    ):
+        read_edits(source)
+    with pytest.raises(SuiteError, match=r"Column 'updte': did you mean 'update'\?"):
+        read_edits(jsonl(tmp_path / "d.jsonl", {"updte": "p", "ans": "t"}), format="wikibigedit")
+    with pytest.raises(SuiteError, match=r"no known form of an edit\. Expected plain"):
+        read_edits(jsonl(tmp_path / "d.jsonl", {"x": "p", "y": "t"}))
+
+
 def test_a_misspelt_column_is_named(tmp_path: Path) -> None:
     row = {"prompt": "p", "target": "t", "paraphrase": ["q"]}
     with pytest.warns(UserWarning, match="'paraphrase' is not read. Did you mean 'paraphrases'"):
@@ -382,7 +396,7 @@ def test_unknown_columns_are_answered_with_the_known_forms(tmp_path: Path) -> No
     with pytest.raises(SuiteError) as caught:
         read_one(tmp_path, {"promt": "p", "target": "t"})
     assert "row 1 has the columns promt, target" in str(caught.value)
-    assert "Did you mean 'promt'?" in str(caught.value)
+    assert "Column 'promt': did you mean 'prompt'?" in str(caught.value)
     assert "plain: prompt, target" in str(caught.value)
 
 

@@ -20,6 +20,7 @@ from lightning_suite.scen import module as scen_module
 from lightning_suite.scen.bank_file import read_bank
 from lightning_suite.scen.edited_model import EditedModel, subset
 from lightning_suite.scen.evaluation import BaseAnswers
+from lightning_suite.scen.evaluation_tables import shown_answers
 
 EDITS = 6
 
@@ -234,7 +235,7 @@ def test_test_scores_bank_and_baselines_and_writes_the_tables(
 
 
 def test_predict_says_which_edit_answered(
-    edited: tuple[Trainer, SCENModule], tmp_path: Path
+    edited: tuple[Trainer, SCENModule], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, module = edited
     asked = tmp_path / "asked.txt"
@@ -250,6 +251,14 @@ def test_predict_says_which_edit_answered(
     lines = (artifacts(run) / "answers.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows
     assert [row["answer"] for row in table(run, "scen_answers")] == [r["answer"] for r in rows]
+    shown = capsys.readouterr().out.splitlines()
+    assert "Alice likes -> cat [edit e0]" in shown
+    assert f"Once upon a time -> {' '.join(rows[1]['answer'].split())} [-]" in shown
+    assert shown[-1] == f"Answers: {artifacts(run) / 'answers.jsonl'}"
+    assert shown_answers(rows, None, most=1).splitlines()[1:] == [
+        "Alice likes -> cat [edit e0]",
+        "… and 1 more",
+    ]
 
 
 def test_scoring_takes_no_short_cut_that_changes_an_answer(

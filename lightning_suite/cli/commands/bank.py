@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,8 +198,8 @@ def export(bank: str, out: str, force: bool = False) -> int:
 def explain(bank: str, questions: list[str], model: str | None = None) -> int:
     """Say which edit, if any, would answer each question, and how close a call it is.
 
-    The margin is the score of the nearest edit less its threshold; the edit fires where it is not
-    negative.
+    The score is how well the nearest edit fits the question, and the margin that score less the
+    edit's threshold; the edit fires where it is not negative.
 
     Args:
         bank: Path of the bank.
@@ -213,10 +214,21 @@ def explain(bank: str, questions: list[str], model: str | None = None) -> int:
         decisions = attached.explain(questions)
     targets = {edit.id: edit.target for edit in loaded.edits}
     rows = [
-        [question, d.fired or "-", targets.get(d.fired or ""), d.nearest or "-", d.score, d.margin]
+        [
+            question,
+            d.fired or "-",
+            targets.get(d.fired or ""),
+            d.nearest or "-",
+            d.score,
+            # Without a candidate there is no threshold; -inf less -inf would be no number.
+            d.score - d.margin if isfinite(d.score) and isfinite(d.margin) else None,
+            d.margin,
+        ]
         for question, d in zip(questions, decisions, strict=True)
     ]
-    print(table(["question", "fires", "target", "nearest", "score", "margin"], rows))
+    header = ["question", "fires", "target", "nearest", "score", "threshold", "margin"]
+    print(table(header, rows))
+    print("margin = score - threshold of the nearest edit, which fires at 0 or above; -: none does")
     return 0
 
 
