@@ -1,6 +1,7 @@
 """Who masters what, what each exercise asks and what to ask next, as tables of the run."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,12 +11,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_suite.errors import SuiteError, check_choice
+from lightning_suite.lmcd.cautions import mastery_caution
 from lightning_suite.lmcd.diagnosis import Diagnosis
 from lightning_suite.lmcd.layout import Prefixes
 from lightning_suite.lmcd.pairs import PairReadings, find_diagnosis_model, read_pairs
 from lightning_suite.lmcd.run_tables import bound_aucs, write_diagnosis, write_scores
 from lightning_suite.run_folder import RunFolder
 
+_log = logging.getLogger(__name__)
 _FORMATS = ("parquet", "csv", "none")
 _PARTS = ("train", "val", "test", "oracle", "support")
 _PAIRS = ("probability", "information", "difficulty")  # of a student and an exercise
@@ -30,7 +33,8 @@ class DiagnosisReportCallback(Callback):
     students), ``lmcd_calibration.csv``, ``lmcd_roc.csv``. In ``predict`` also: ``lmcd_mastery.csv``
     (student by KC), ``lmcd_items.csv`` (parameters of the exercises), ``lmcd_next.csv`` (what to
     ask each student next, by Fisher information) and ``predictions.parquet`` (every student with
-    every exercise). ``lightning-suite report`` draws them.
+    every exercise). ``lightning-suite report`` draws them. A warning says where the AUC is below
+    the floor, and where all chances lie on one side of ``threshold``.
 
     Args:
         folder: Run folder to write to; None takes the logger's.
@@ -145,7 +149,13 @@ class DiagnosisReportCallback(Callback):
         self._gather(trainer)
         if folder := self._run_folder(trainer):
             table = self._pairs["probability"]
-            write_scores(folder, _data(trainer), table, resamples=self.resamples)
+            _warn(write_scores(folder, _data(trainer), table, resamples=self.resamples))
+            asked = table[table.isfinite()].tolist()  # no skills here: chances of single answers
+            _warn(
+                mastery_caution(
+                    {"predicted": chance, "mastered": chance >= self.threshold} for chance in asked
+                )
+            )
         self._release()
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -153,8 +163,8 @@ class DiagnosisReportCallback(Callback):
         self._gather(trainer)
         if folder := self._run_folder(trainer):
             table = self._pairs["probability"]
-            write_scores(folder, _data(trainer), table, resamples=self.resamples)
-            path = write_diagnosis(
+            cautions = write_scores(folder, _data(trainer), table, resamples=self.resamples)
+            path, more = write_diagnosis(
                 folder,
                 self._diagnosis(trainer, pl_module),
                 threshold=self.threshold,
@@ -163,6 +173,7 @@ class DiagnosisReportCallback(Callback):
             )
             if path is not None:
                 rank_zero_info(f"DiagnosisReportCallback: {path}")
+            _warn(cautions + more)
         self._release()
 
     def on_exception(
@@ -257,3 +268,9 @@ class DiagnosisReportCallback(Callback):
 
 def _data(trainer: Trainer) -> Any:
     return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def _warn(cautions: Iterable[str]) -> None:
+    """Say what the run has shown, a line each; called on rank 0 alone."""
+    for caution in cautions:
+        _log.warning("DiagnosisReportCallback: %s", caution)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
@@ -218,6 +219,9 @@ class SuiteCLI(LightningCLI):
             if self.trainer.is_global_zero:
                 shown = Path(folder or ".")
                 print(f"\nRun folder: {shown}\nReport:     lightning-suite report {shown}")
+                if checkpoint := getattr(self.trainer.checkpoint_callback, "best_model_path", ""):
+                    here = f"{Path.cwd()}{os.sep}"  # as short as the folder's
+                    print(f"Checkpoint: {checkpoint.removeprefix(here).removeprefix('./')}")
 
 
 def with_run_folder(logger: Logger | Iterable[Logger] | bool | None, root: str) -> list[Logger]:

@@ -9,6 +9,7 @@ by ``;``) and ``kcs.csv`` (``kc_id``, ``name``, and where there are some ``paren
 from __future__ import annotations
 
 import csv
+import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,11 +217,19 @@ def read_csv(
         with file.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.DictReader(handle, fieldnames=names)
             found = reader.fieldnames or []
+            if not found:
+                raise SuiteError(
+                    f"{file}: the file is empty. Its first line must name the columns: "
+                    f"{','.join(columns)}."
+                )
             for column in columns:
                 if column not in found:
+                    spare = [name for name in found if name not in columns]
+                    near = difflib.get_close_matches(column, spare, n=1)
+                    rename = f" Perhaps rename {near[0]!r} to {column!r}." if near else ""
                     raise SuiteError(
-                        f"{file}: there is no column {column!r}.{did_you_mean(column, found)} "
-                        f"It has: {', '.join(found) or 'nothing'}."
+                        f"{file}: there is no column {column!r}.{rename} It has: "
+                        f"{', '.join(found)}."
                     )
             for number, row in enumerate(reader, 1):
                 where = f"{file}, row {number}"

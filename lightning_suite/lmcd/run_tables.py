@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write, write_csv
 from lightning_suite.lmcd.baselines import Answers
+from lightning_suite.lmcd.cautions import floor_caution, mastery_caution
 from lightning_suite.lmcd.diagnosis import (
     Diagnosis,
     item_rows,
@@ -63,7 +64,7 @@ def _bounded(data: Any, model: Tensor, asked: Answers) -> dict[str, Tensor]:
     return bounded_logits(model, gather_answers(data, "train", "support"), asked, *shape)
 
 
-def write_scores(folder: RunFolder, data: Any, probability: Tensor, *, resamples: int) -> None:
+def write_scores(folder: RunFolder, data: Any, probability: Tensor, *, resamples: int) -> list[str]:
     """Write scores, calibration and ROC of the test's answers.
 
     Args:
@@ -71,6 +72,9 @@ def write_scores(folder: RunFolder, data: Any, probability: Tensor, *, resamples
         data: A ``ColdStartDataModule`` after ``setup``.
         probability: Of a right answer, NaN where none was predicted: [S, E].
         resamples: Of the students, for intervals.
+
+    Returns:
+        What to warn of.
     """
     asked = gather_answers(data, "test")
     predicted = probability[asked.student, asked.exercise]
@@ -78,7 +82,7 @@ def write_scores(folder: RunFolder, data: Any, probability: Tensor, *, resamples
     asked = Answers(*(values[there] for values in asked))
     predicted = predicted[there]
     if not len(predicted):
-        return
+        return []
     logits = _bounded(data, predicted.double().logit(eps=1e-12), asked)
     setting = {name: data.manifest[name] for name in ("kind", "fold", "folds", "split_seed")}
     rows = [{**row, **setting} for row in score_rows(logits, asked, resamples=resamples)]
@@ -101,11 +105,12 @@ def write_scores(folder: RunFolder, data: Any, probability: Tensor, *, resamples
     folder.add_table(
         "lmcd_roc", roc_rows(logits, asked.correct), title="ROC curves", section=SECTION
     )
+    return floor_caution(rows)
 
 
 def write_diagnosis(
     folder: RunFolder, diagnosis: Diagnosis, *, threshold: float, next_items: int, predictions: str
-) -> Path | None:
+) -> tuple[Path | None, list[str]]:
     """Write mastery, exercises, what to ask next, and every predicted pair.
 
     Args:
@@ -116,11 +121,12 @@ def write_diagnosis(
         predictions: ``parquet``, ``csv`` or ``none``.
 
     Returns:
-        The file of the predicted pairs.
+        The file of the predicted pairs, and what to warn of.
     """
+    mastery = list(mastery_rows(diagnosis, threshold))
     folder.add_table(
         "lmcd_mastery",
-        mastery_rows(diagnosis, threshold),
+        mastery,
         title="Students and skills",
         caption="`predicted`: mean probability over all exercises of the skill; `theta`: what "
         f"the model reads from the student alone; mastered from {threshold:g} on.",
@@ -144,10 +150,10 @@ def write_diagnosis(
             columns=("student_id", "rank", "exercise_id", "information", "predicted"),
         )
     if predictions == "none":
-        return None
+        return None, mastery_caution(mastery)
     path = folder.artifacts / f"predictions.{predictions}"
     _write_columns(path, prediction_columns(diagnosis))
-    return path
+    return path, mastery_caution(mastery)
 
 
 def _write_columns(path: Path, columns: dict[str, list[Any]]) -> None:

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from lightning_suite.errors import SuiteError
+from lightning_suite.lmcd.cautions import floor_caution, mastery_caution
 from lightning_suite.report.layout import notice, prose
 from lightning_suite.report.lmcd_figures import draw_diagnosis
 from lightning_suite.report.lmcd_folds import SCORES
@@ -27,11 +28,12 @@ def diagnosis_cards(tables: Mapping[str, Path]) -> list[str]:
         tables: CSV files by the name of their artifact.
     """
     parts = []
-    for build in (_tiles, _figures):
+    for build in (_tiles, _cautions, _figures):
         try:
             parts += build(tables)
         except (SuiteError, ValueError, KeyError) as err:
-            parts.append(notice(f"Not shown: {err}"))
+            problem = notice(f"Not shown: {err}")
+            parts += [problem] if problem not in parts else []  # one table, read twice
     return parts
 
 
@@ -44,6 +46,14 @@ def _tiles(tables: Mapping[str, Path]) -> list[str]:
         if system in rows
     )
     return [f'<dl class="tiles">{tiles}</dl>'] if tiles else []
+
+
+def _cautions(tables: Mapping[str, Path]) -> list[str]:
+    mastery = read_rows(tables, "lmcd_mastery", ("student_id", "predicted"))
+    cautions = floor_caution(read_rows(tables, "lmcd_scores", SCORES))
+    if mastery and "mastered" in mastery[0]:
+        cautions += mastery_caution(mastery)
+    return [notice(caution) for caution in cautions]
 
 
 def _figures(tables: Mapping[str, Path]) -> list[str]:

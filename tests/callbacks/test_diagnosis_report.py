@@ -93,6 +93,25 @@ def test_scores_stand_between_their_bounds_in_table_and_log(tmp_path: Path) -> N
     assert float(rows["floor"]["auc"]) == pytest.approx(floor, abs=2e-6)
 
 
+def test_a_diagnosis_that_says_nothing_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module, data = tiny_diagnosis(), tiny_class(tmp_path)
+    quiet(tmp_path).fit(module, data)
+    for stage in ("test", "predict"):
+        for threshold, said in ((0.999, "below what counts"), (0.001, "at or above what counts")):
+            caplog.clear()
+            folder = tmp_path / f"{stage}{threshold}"
+            callback = DiagnosisReportCallback(str(folder), threshold, resamples=0)
+            getattr(quiet(tmp_path, callback), stage)(module, data)
+            assert said in caplog.text
+            aucs = {
+                row["system"]: float(row["auc"])
+                for row in read(folder / "artifacts/lmcd_scores.csv")
+            }
+            assert ("what each student's own rate" in caplog.text) == (aucs["lmcd"] < aucs["floor"])
+
+
 def test_only_unanswered_exercises_are_suggested_the_most_telling_first(tmp_path: Path) -> None:
     tiny_class(tmp_path)
     lines = (tmp_path / "interactions.csv").read_text().splitlines()

@@ -44,7 +44,11 @@ def overlay(path: Path, callback: str, **init_args: object) -> str:
 def test_fit_of_a_foreign_module_leaves_a_run_folder(project, capsys):
     assert main(["fit", "-c", "base.yaml"]) == 0
     folder = project / "lightning_logs/version_0"
-    assert "lightning-suite report lightning_logs/version_0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "lightning-suite report lightning_logs/version_0" in said
+    checkpoint = said.partition("Checkpoint: ")[2].splitlines()[0]
+    assert checkpoint.startswith("lightning_logs/version_0/checkpoints/")
+    assert (project / checkpoint).is_file()
     assert "train_loss" in (folder / "metrics.csv").read_text().splitlines()[0]
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["model"]["init_args"]["width"] == 4

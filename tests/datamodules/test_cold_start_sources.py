@@ -86,7 +86,15 @@ def test_verbagg_and_epi_come_with_texts() -> None:
         ("interactions.csv", "s0,e1,1", "s0,e77,0", r"row 2: exercise 'e77' has no text.*'e7'"),
         ("interactions.csv", "s0,e1,1", ",e1,0", r"row 2: student_id is empty"),
         ("interactions.csv", "s0,e1,1", "s0", r"row 2: the row ends before exercise_id, correct"),
-        ("interactions.csv", "correct", "score", r"no column 'correct'. Did you mean 'score'"),
+        (
+            "interactions.csv",
+            "correct",
+            "score",
+            r"no column 'correct'. Perhaps rename 'score'",
+        ),
+        ("interactions.csv", "correct", "corect", r"rename 'corect' to 'correct'. It has: stud"),
+        # 'student_id', which is wanted itself, is not offered for a name like it
+        ("interactions.csv", "exercise_id", "q", r"no column 'exercise_id'. It has: student_id, q"),
         ("exercises.csv", "Work out task 3.", "", r"row 4: exercise 'e3' has no text"),
         ("exercises.csv", "e3,", "e2,", r"row 4: exercise 'e2' comes a second time"),
         ("exercises.csv", "graph", "graf", r"needs KC 'graf', which has no .*mean 'graph'"),
@@ -102,6 +110,19 @@ def test_what_is_wrong_is_named(
     assert old in text
     path.write_text(text.replace(old, new))
     with pytest.raises(SuiteError, match=message):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["interactions.csv", "exercises.csv", "kcs.csv"])
+def test_an_empty_file_is_named_with_the_header_it_needs(file: str, tmp_path: Path) -> None:
+    path = write_plain(tmp_path) / file
+    header = {
+        "interactions.csv": "student_id,exercise_id,correct",
+        "exercises.csv": "exercise_id,text",
+        "kcs.csv": "kc_id,name",
+    }[file]
+    path.write_text("")
+    with pytest.raises(SuiteError, match=f"{file}: the file is empty.*columns: {header}"):
         read(tmp_path)
 
 

@@ -87,6 +87,19 @@ def test_every_table_has_its_figure_and_the_auc_its_bounds(tmp_path: Path) -> No
     assert "<b>" not in page
 
 
+def test_a_diagnosis_that_says_nothing_says_so_on_the_page(tmp_path: Path) -> None:
+    assert "is below" not in "".join(diagnosis_cards(run(tmp_path / "good")))
+    tables = run(tmp_path / "poor", auc=0.61)
+    rows = [
+        {"student_id": f"s{i}", "kc_id": "k", "kc": "add", "predicted": p, "mastered": 0}
+        for i, p in enumerate((0.25, 0.31))
+    ]
+    write(tables["lmcd_mastery"], rows)
+    page = "".join(diagnosis_cards(tables))
+    assert "AUC 0.610 is below 0.700" in page
+    assert "between 0.25 and 0.31, below" in page
+
+
 def test_the_heat_map_goes_from_the_weakest_to_the_strongest(tmp_path: Path) -> None:
     with run(tmp_path)["lmcd_mastery"].open(encoding="utf-8") as file:
         figure = mastery_figure(list(csv.DictReader(file)))

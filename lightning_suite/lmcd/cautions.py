@@ -1,0 +1,50 @@
+"""What a reader must know before believing a diagnosis: one sentence each, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def floor_caution(scores: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say that the model orders the test's answers worse than each student's own rate does.
+
+    Args:
+        scores: Rows of ``lmcd_scores``: ``system`` and ``auc``, of which ``lmcd`` and ``floor``
+            are compared.
+
+    Returns:
+        One sentence, or nothing where the model is not below or one of the two is not known.
+    """
+    aucs = {row["system"]: float(row["auc"]) for row in scores}
+    model, floor = aucs.get("lmcd"), aucs.get("floor")
+    if model is None or floor is None or not model < floor:  # NaN is below nothing
+        return []
+    return [
+        f"AUC {model:.3f} is below {floor:.3f}, what each student's own rate gives: on this test "
+        "the model knows less than that rate. What may help: answers to more exercises, more "
+        "epochs (trainer.max_epochs), another head (model.init_args.head)."
+    ]
+
+
+def mastery_caution(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say that all students master the same, all skills or none.
+
+    Args:
+        rows: Of ``lmcd_mastery``, or with its ``predicted`` (a probability) and ``mastered`` (1 or
+            0); both empty where nothing was predicted.
+
+    Returns:
+        One sentence, or nothing where ``mastered`` tells something apart.
+    """
+    known = [row for row in rows if row["predicted"] != ""]
+    if len(known) < 2 or len({int(row["mastered"]) for row in known}) > 1:
+        return []
+    chances = [float(row["predicted"]) for row in known]
+    side = "at or above" if int(known[0]["mastered"]) else "below"
+    return [
+        f"Mastery says nothing here: all predicted chances lie between {min(chances):.2f} and "
+        f"{max(chances):.2f}, {side} what counts as mastered. Compare the chances themselves, or "
+        "set DiagnosisReportCallback's threshold between them; chances that hardly differ need "
+        "more answers or more epochs."
+    ]
