@@ -50,7 +50,7 @@ TASKS = {
 # How far a way may be from the suite's numbers, relatively. Samples differ by about 1e-4 in
 # adam1_mean_abs, so that a looser check would let any gradient pass; the loop in float32 is itself
 # off by as much, and is checked in float64 by resofilter_exactness.py.
-TOLERANCES = {"grad_norm": 1e-5, "adam1_mean_abs": 1e-5}
+TOLERANCES = {"grad_norm": 1e-4, "adam1_mean_abs": 1e-5}
 LOOP_TOLERANCE = 2e-4
 PACKAGES = {"opacus": "opacus", "opacus ghost": "opacus", "bergson": "bergson", "dattri": "dattri"}
 # Lengths in tokens and prompt tokens of nine problems of GSM8K in SmolLM2's chat template.
