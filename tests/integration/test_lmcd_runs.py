@@ -37,11 +37,11 @@ def test_from_three_files_to_a_page_with_a_new_student(
 
     assert main(["diffuse", *base, *data]) == 0
     assert main(["fit", *base, *small, "--trainer.max_epochs=1"]) == 0
-    trained = "lightning_logs/version_0/checkpoints/best.ckpt"
+    trained = "runs/quickstart_lmcd_checkpoints/best.ckpt"  # where this config keeps it
     overlay = ["-c", str(CONFIGS / "overlays/attach_students.yaml")]
     new = ["--data.init_args.new_students=new.csv", f"--ckpt_path={trained}"]
     assert main(["predict", *base, *overlay, *small, *new]) == 0
-    run = Path("lightning_logs/version_1")
+    run = Path("runs/quickstart_lmcd/version_1")
     assert "zoe," in (run / "artifacts/lmcd_next.csv").read_text()
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
@@ -52,4 +52,4 @@ def test_from_three_files_to_a_page_with_a_new_student(
     saved = run / "checkpoints/attached.ckpt"
     plain = ["-c", str(CONFIGS / "lmcd/verbagg.yaml")]
     assert main(["test", *plain, *overlay, *small, f"--ckpt_path={saved}"]) == 0
-    assert Path("lightning_logs/version_2/artifacts/lmcd_scores.csv").exists()
+    assert Path("lightning_logs/version_0/artifacts/lmcd_scores.csv").exists()
