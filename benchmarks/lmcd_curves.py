@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import torch
 from lmcd_speed import BACKBONE, MODES, ROWS, TURNS, machine, read
-from resofilter_curves import resident_mib
+from resofilter_speed import resident_mib
 
 from lightning_suite.files import write_json
 from lightning_suite.language.loading import causal_lm_from_pretrained

@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from resofilter_speed import RESULTS, TASKS, random_batch, small_llama, turns, versions
+from resofilter_speed import (
+    RESULTS,
+    TASKS,
+    random_batch,
+    resident_mib,
+    small_llama,
+    turns,
+    versions,
+)
 from resofilter_ways import WAYS
 
 from lightning_suite.files import write_json
@@ -50,12 +58,6 @@ def one(task: str, way: str, samples: int, length: int) -> None:
         before = resident_mib("VmRSS")
         run(batch)
     print(resident_mib("VmHWM") - before)
-
-
-def resident_mib(what: str) -> float:
-    """Return a line of this process's status in MiB: resident memory now, or its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{what}:"))
 
 
 def point(model: Any, task: str, samples: int, length: int) -> dict[str, Any]:
