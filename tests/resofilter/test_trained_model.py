@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,9 @@ def ours(model: nn.Module, samples: list[Sample], dtype: torch.dtype) -> Tensor:
     return found
 
 
-def literal(model: nn.Module, samples: list[Sample], dtype: torch.dtype) -> Tensor:
+def literal(
+    model: nn.Module, samples: list[Sample], dtype: torch.dtype, lr: float = 1e-5
+) -> Tensor:
     def loss(tokens: Tensor, labels: Tensor) -> Callable[[nn.Module], Tensor]:
         return lambda model: nn.functional.cross_entropy(
             model(input_ids=tokens[None], use_cache=False).logits[0, :-1], labels[1:]
@@ -81,7 +84,12 @@ def literal(model: nn.Module, samples: list[Sample], dtype: torch.dtype) -> Tens
 
     names = [f"model.layers.{i}.mlp.up_proj.weight" for i in (1, 2, 3)]
     losses = [loss(*sample) for sample in samples]
-    return literal_features(model.to(dtype), losses, names)
+    return literal_features(model.to(dtype), losses, names, lr=lr)
+
+
+def scores(values: Tensor) -> list[np.ndarray[Any, Any]]:
+    """Return the score of each sample, the mean over layers, then those of single layers."""
+    return [values[:, which].mean(1).numpy() for which in ([0, 1, 2], [0], [1], [2])]
 
 
 @pytest.mark.slow
@@ -89,16 +97,19 @@ def test_the_score_of_real_problems(problem: tuple[nn.Module, list[Sample]]) -> 
     model, samples = problem
     # float32 first: its weights are exact in float64, so that both see the same model
     fast, loop = ours(model, samples, torch.float32), literal(model, samples, torch.float32)
+    long_step = literal(model, samples, torch.float32, lr=1e-3)
     exact, truth = ours(model, samples, torch.float64), literal(model, samples, torch.float64)
 
     torch.testing.assert_close(exact, truth, rtol=1e-9, atol=0)
     assert exact.mean(1).argsort().tolist() == truth.mean(1).argsort().tolist()
 
-    # In float32 the loop is the one that is off: it subtracts weights that differ by 1e-5, and
-    # this model's scores differ by less than its rounding (its ranks agree with its own float64
-    # run to 0.98-0.99 only). So ours is held to float64, on the score and on every layer.
-    for which in ([0, 1, 2], [0], [1], [2]):
-        a, b, c = (values[:, which].mean(1) for values in (fast, loop, truth))
-        assert spearman(a.numpy(), c.numpy()) >= 0.99
-        assert spearman(a.numpy(), c.numpy()) > spearman(b.numpy(), c.numpy())
-        assert ((a - c).abs() < (b - c).abs()).all()
+    # In float32 the published step is too short for this model: W and W - 1e-5 have few digits
+    # between them, and the loop's ranks agree with its own float64 run to 0.98-0.99 only. A step's
+    # length is a factor of the score and nothing else, so the same loop with a longer one has its
+    # digits; with the published one, ours is as near to the loop as its rounding lets anything be.
+    for a, b, long, c in zip(*map(scores, (fast, loop, long_step, truth)), strict=True):
+        assert spearman(a, long) >= 0.998
+        assert spearman(a, b) >= spearman(c, b) - 0.002
+        assert spearman(a, c) >= 0.99
+        assert spearman(a, c) > spearman(b, c)
+        assert (np.abs(a - c) < np.abs(b - c)).all()
