@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningModule, Trainer
-from torch.optim import Optimizer
 
 from lightning_suite.callbacks.depth_mup_lr import DepthMuPLRCallback
+from lightning_suite.cli.configured import optimizers_in
 from lightning_suite.cli.lightning_cli import ParserOnly
 from lightning_suite.cli.parsing import instantiate
 from lightning_suite.cli.problems import explain
@@ -93,7 +90,7 @@ def _laws(
     Where only a run can tell which they are, one of each family.
     """
     try:
-        optimizers = list(_optimizers(model.configure_optimizers()))
+        optimizers = list(optimizers_in(model.configure_optimizers()))
     except Exception:  # it may ask the trainer for the length of the run
         families = [callback.optimizer_family] if callback.optimizer_family else FAMILIES
         return [(f"of the family {family}", family, True) for family in families]
@@ -105,13 +102,3 @@ def _laws(
         )
         for optimizer in optimizers
     ]
-
-
-def _optimizers(configured: Any) -> Iterator[Optimizer]:
-    if isinstance(configured, Optimizer):
-        yield configured
-    elif isinstance(configured, dict):
-        yield from _optimizers(configured.get("optimizer"))
-    elif isinstance(configured, list | tuple):
-        for item in configured:
-            yield from _optimizers(item)

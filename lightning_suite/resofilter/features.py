@@ -78,13 +78,18 @@ __all__ = [
 
 
 def make_features(
-    chosen: Iterable[str | Mapping[str, Any] | Feature], common: Mapping[str, Any] | None = None
+    chosen: Iterable[str | Mapping[str, Any] | Feature],
+    common: Mapping[str, Any] | None = None,
+    *,
+    states_follow: bool = False,
 ) -> tuple[Feature, ...]:
     """Make features from names, or from mappings with a ``name`` and the feature's own settings.
 
     Args:
         chosen: For example ``["grad_norm", {"name": "sketch", "size": 16}]``.
         common: Settings for every feature that has them, such as ``{"lr": 1e-4}``.
+        states_follow: Not to warn of ``adam_mean_abs`` without an optimizer state: the features
+            are made again once it is known.
 
     Raises:
         SuiteError: A name or setting is unknown, or a feature is there twice.
@@ -95,11 +100,12 @@ def make_features(
         raise SuiteError(f"features: none is given. Known: {', '.join(REGISTRY)}.")
     if twice := {name for name in names if names.count(name) > 1}:
         raise SuiteError(f"features: {', '.join(sorted(twice))} is there twice.")
-    if any(isinstance(feature, AdamMeanAbs) and not feature.states for feature in made):
+    cold = any(isinstance(feature, AdamMeanAbs) and not feature.states for feature in made)
+    if cold and not states_follow:
         warnings.warn(
             "features: adam_mean_abs has no optimizer state, so it is that of a first step, as "
-            "adam1_mean_abs is. Give the state of each layer from Python: "
-            "AdamMeanAbs(states={name: AdamState(...)}).",
+            "adam1_mean_abs is. `lightning-suite score --ckpt_path` reads it from a checkpoint; "
+            "from Python: AdamMeanAbs(states={name: AdamState(...)}).",
             stacklevel=2,
         )
     return tuple(made)

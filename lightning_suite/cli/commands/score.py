@@ -25,6 +25,10 @@ from lightning_suite.cli.scoring import (
     score_batches,
     scored_network,
 )
+from lightning_suite.cli.scoring_checkpoint import (
+    load_weights,
+    with_optimizer_state,
+)
 from lightning_suite.cli.shaping import build
 from lightning_suite.datamodules.instruction import InstructionDataModule
 from lightning_suite.errors import MissingExtraError, SuiteError
@@ -62,6 +66,7 @@ def run(
     biases: bool = False,
     include_frozen: bool = False,
     without_prompt: bool = False,
+    ckpt_path: str | None = None,
     batch_tokens: int = 4096,
     batch_samples: int | None = 64,
     out: str = "runs/scores",
@@ -89,6 +94,8 @@ def run(
         biases: Also watch the biases of these layers.
         include_frozen: Also watch weights that are not trained, such as those under LoRA.
         without_prompt: Also compute the loss of the answer alone, for `select --by ifd`.
+        ckpt_path: Checkpoint of `fit` whose weights are scored instead of the model's own;
+            adam_mean_abs is then the next step of the optimizer in it.
         batch_tokens: Most tokens of a batch, padding included.
         batch_samples: Most samples of a batch; null for no limit.
         out: Folder for the scores, tables, figures and report.html.
@@ -117,7 +124,7 @@ def run(
     for name, value in (("batch_tokens", batch_tokens), ("batch_samples", batch_samples)):
         if value is not None and value < 1:
             raise SuiteError(f"{name}={value}, and it must be at least 1.")
-    chosen = make_features(features)
+    make_features(features, states_follow=True)  # a mistake is said at once
     if threads is not None:
         torch.set_num_threads(threads)
     fabric = _launch(accelerator, devices, num_nodes)
@@ -126,13 +133,11 @@ def run(
     if isinstance(datamodule, InstructionDataModule):
         datamodule.read()  # a mistake in the data is said before a large model is loaded
     _seed(seed_everything)  # whatever the data drew
-    module = build(LightningModule, model.as_dict(), "model")
-    # stands in for a trainer: `self.log` does nothing
-    module.fabric = fabric
-    module.configure_model()
+    module, checkpoint = _build_module(model, fabric, ckpt_path)
     samples = open_data(datamodule, module)
     network = scored_network(module)
     targets = find_targets(network, modules, layers, biases=biases, include_frozen=include_frozen)
+    chosen = make_features(with_optimizer_state(features, module, checkpoint, targets.found))
     module.to(fabric.device)
     precision = precision_of(network, fabric.device)
     warn_of_rounded_products(chosen, precision)
@@ -145,6 +150,7 @@ def run(
         "biases": biases,
         "include_frozen": include_frozen,
         "without_prompt": without_prompt,
+        "ckpt_path": ckpt_path,
         "batch_tokens": batch_tokens,
         "batch_samples": batch_samples,
         "rows_per_shard": rows_per_shard,
@@ -209,8 +215,19 @@ def run(
     if fabric.is_global_zero:
         scored = sum(map(len, waiting))
         print(f"{scored:,} samples scored now, {len(samples.ids) - scored:,} before")
-        _finish(folder, datamodule, config, _model_name(module))
+        name = _model_name(module)
+        _finish(folder, datamodule, config, f"{name} at {ckpt_path}" if ckpt_path else name)
     return 0
+
+
+def _build_module(
+    model: Namespace, fabric: Fabric, ckpt_path: str | None
+) -> tuple[LightningModule, dict[str, Any] | None]:
+    module = build(LightningModule, model.as_dict(), "model")
+    # stands in for a trainer: `self.log` does nothing
+    module.fabric = fabric
+    module.configure_model()
+    return module, None if ckpt_path is None else load_weights(module, ckpt_path)
 
 
 def _launch(accelerator: str, devices: int | str, num_nodes: int) -> Fabric:
