@@ -11,7 +11,8 @@ trained on the others; the new ones are attached from K of their answers, by eit
 * ``rate and difficulty``: that rate, with how easy the others found the exercise; no model.
 
 AUC is mean and standard deviation over seeds, each with other new students and other K answers.
-Differences from ``trained`` are paired; their 95 % intervals are from resampling the new students.
+Differences from ``trained`` are paired; their 95 % intervals are from resampling students, the
+same in all seeds.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from unittest.mock import patch
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from lmcd_quality import BACKBONE, SharedCache, part, predict
+from lmcd_intervals import auc, compare
+from lmcd_quality import part
 from lmcd_speed import load_data, machine
+from lmcd_training import BACKBONE, SharedCache, predict
 from torch import Tensor
 
 from lightning_suite.callbacks.attach_new_students import AttachNewStudentsCallback
@@ -39,7 +42,6 @@ from lightning_suite.datamodules.cold_start import ColdStartDataModule
 from lightning_suite.files import write_json
 from lightning_suite.lmcd.backbone import load_backbone
 from lightning_suite.lmcd.baselines import Answers, floor_logits, rate_logits
-from lightning_suite.lmcd.metrics import bootstrap_auc, interval, weighted_auc
 from lightning_suite.lmcd.module import LMCDModule
 from lightning_suite.lmcd.prefix_cache import PrefixCache
 
@@ -132,38 +134,29 @@ def run(source: str, counts: list[int], seeds: int) -> list[dict[str, Any]]:
             print(
                 f"seed {seed} K={count}", said, f"{time.process_time() - begin:.0f} s", flush=True
             )
-    return [row for count in counts for row in summary(count, logits[count], tests[count])]
-
-
-def auc(logits: Tensor, test: Answers) -> float:
-    return weighted_auc(logits, test.correct, torch.ones(len(logits))).item()
+    students = len(of_count[0].data.students)
+    return [
+        row for count in counts for row in summary(count, logits[count], tests[count], students)
+    ]
 
 
 def summary(
-    count: int, logits: dict[str, list[Tensor]], tests: list[Answers]
+    count: int, logits: dict[str, list[Tensor]], tests: list[Answers], students: int
 ) -> list[dict[str, Any]]:
     """Return a row for each way to predict from ``count`` answers."""
-    names = list(logits)
-    draws = torch.stack(
-        [
-            bootstrap_auc([logits[n][i] for n in names], t.correct, t.student, resamples=1000)
-            for i, t in enumerate(tests)
-        ]
-    ).mean(0)  # [ways, resamples], over seeds
     rows = []
-    for place, name in enumerate(names):
-        each = torch.tensor([auc(x, t) for x, t in zip(logits[name], tests, strict=True)])
-        trained = torch.tensor([auc(x, t) for x, t in zip(logits["trained"], tests, strict=True)])
+    for name, row in compare(logits, tests, students=students, against=["trained"]).items():
+        other = row["against"].get("trained", {"difference": 0.0, "interval": [0.0, 0.0]})
         rows.append(
             {
                 "answers": count,
                 "way": name,
-                "auc": each.mean().item(),
-                "sd": each.std().item(),
-                "auc_interval": interval(draws[place]),
-                "against_trained": (each - trained).mean().item(),
-                "against_trained_interval": interval(draws[place] - draws[names.index("trained")]),
-                "seeds": each.tolist(),
+                "auc": row["auc"],
+                "sd": row["sd"],
+                "auc_interval": row["interval"],
+                "against_trained": other["difference"],
+                "against_trained_interval": other["interval"],
+                "seeds": row["folds"],
                 "questions": [len(t.correct) for t in tests],
                 "new_students": [len(t.student.unique()) for t in tests],
             }

@@ -124,6 +124,7 @@ def bootstrap_auc(
     correct: Tensor,
     students: Tensor,
     *,
+    population: int | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Tensor:
@@ -136,11 +137,15 @@ def bootstrap_auc(
         scores: Of M models, [N] each.
         correct: [N].
         students: Who gave each answer: int64 [N].
+        population: Draw from students 0 … ``population`` - 1 instead of from those in
+            ``students``: tests with other students then see the same ones drawn under one seed.
         resamples: How many.
         seed: Of the draws.
     """
-    _, who = students.unique(return_inverse=True)
-    count = int(who.max()) + 1
+    who = students
+    if population is None:
+        _, who = students.unique(return_inverse=True)
+    count = population or int(who.max()) + 1
     generator = torch.Generator().manual_seed(seed)
     results = []
     for start in range(0, resamples, 50):  # a few at a time: [50, N] is the largest tensor

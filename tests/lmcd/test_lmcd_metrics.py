@@ -102,3 +102,16 @@ def test_the_interval_resamples_students_and_not_answers() -> None:
     assert low < peer.roc_auc_score(correct, logits) < high
     again = bootstrap_auc([logits], correct, students, resamples=300, seed=1)
     assert torch.equal(again[0], values[0])
+
+
+def test_tests_with_other_students_see_the_same_ones_drawn() -> None:
+    logits, correct, students, _ = answers(500, students=30)
+    late = students >= 5  # a test in which five students have no part
+    apart = logits[late], correct[late], students[late]
+    values = bootstrap_auc([apart[0]], *apart[1:], population=30, resamples=100, seed=1)
+    # the truth: the whole's draws, with the answers of the other five taken out of each
+    draws = torch.randint(30, (50, 30), generator=torch.Generator().manual_seed(1))
+    for resample, drawn in enumerate(draws[:20]):
+        rows = torch.cat([torch.where(apart[2] == s)[0] for s in drawn])
+        truth = peer.roc_auc_score(apart[1][rows], apart[0][rows])
+        assert values[0, resample].item() == pytest.approx(truth, abs=1e-9)
