@@ -180,6 +180,20 @@ def test_ranks_and_correlations_are_scipy_s(values: list[float]) -> None:
         assert np.isnan(spearman(a, b))
 
 
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (0.0, "must be above 0 and up to 1, got 0.0"),
+        (-0.5, "got -0.5"),
+        (float("nan"), "got nan"),
+        (50, "got 50. 50 percent is 0.5"),
+    ],
+)
+def test_a_share_that_is_none_is_refused(keep: float, message: str) -> None:
+    with pytest.raises(SuiteError, match=message):
+        select(np.arange(4.0), keep)
+
+
 def test_correlations_leave_out_what_is_not_finite() -> None:
     scores = {"a": np.array([1, 2, 3, np.nan]), "b": np.array([3.0, 2, 1, 0])}
     found = rank_correlations(scores)
