@@ -1,10 +1,11 @@
 """How the cost of per-sample features goes with the number of samples and their length.
 
-    python benchmarks/resofilter_curves.py
+    python benchmarks/resofilter_curves.py [--draw]
 
 On the Llama of 6 M parameters of ``resofilter_speed.py``: milliseconds of CPU time a sample (one
 thread, the limit and ours in turn) and how far one batch lifts the peak memory of a fresh process,
 for the published score of the last three layers, and norms and the score of every linear layer.
+``--draw`` measures nothing and draws the result that is there.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import statistics
 import subprocess
 import sys
 import warnings
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
+from curves import FIGURES, Axis, Line, draw, grid, lifted_mib
 from resofilter_speed import (
     RESULTS,
     TASKS,
     random_batch,
-    resident_mib,
     small_llama,
     turns,
     versions,
@@ -32,15 +33,13 @@ from resofilter_speed import (
 from resofilter_ways import WAYS
 
 from lightning_suite.files import write_json
-from lightning_suite.report.style import depth_colors, figure_style
+from lightning_suite.report.style import depth_colors
 
 SHOWN = ("default", "norms, every linear layer", "adam1, every linear layer")
-SAMPLES = (1, 2, 4, 8, 16, 32)  # of LENGTH tokens
-LENGTH = 128
-LENGTHS = (32, 64, 128, 256, 512, 1024)  # of BATCH samples
-BATCH = 4
+SAMPLES = Axis("samples", (1, 2, 4, 8, 16, 32), 4, "samples of 128 tokens")
+TOKENS = Axis("tokens", (32, 64, 128, 256, 512, 1024), 128, "tokens of 4 samples")
 REPEATS = 3
-FIGURE = Path(__file__).resolve().parents[1] / "docs" / "figures" / "resofilter_curves.png"
+FIGURE = FIGURES / "resofilter_curves.png"
 
 
 def peak_mib(task: str, way: str, samples: int, length: int) -> float:
@@ -54,10 +53,7 @@ def one(task: str, way: str, samples: int, length: int) -> None:
     with WAYS[way](small_llama(), TASKS[task]) as run:
         run(random_batch((8,)))  # what is needed once: kernels, projections
         batch = random_batch((length,) * samples)
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports (Linux)
-        before = resident_mib("VmRSS")
-        run(batch)
-    print(resident_mib("VmHWM") - before)
+        print(lifted_mib(lambda: run(batch)))
 
 
 def point(model: Any, task: str, samples: int, length: int) -> dict[str, Any]:
@@ -79,46 +75,47 @@ def point(model: Any, task: str, samples: int, length: int) -> dict[str, Any]:
     return found
 
 
-def draw(rows: list[dict[str, Any]]) -> None:
+def draw_rows(rows: list[dict[str, Any]]) -> None:
     """Draw ratio and memory against the number of samples and their length."""
-    import matplotlib.pyplot as plt  # noqa: PLC0415
+    lines = []
+    for task, color in zip(SHOWN, depth_colors(len(SHOWN)), strict=True):
+        name = task.replace("default", "adam1, up_proj of the last 3")
+        own = partial(is_task, task)
+        lines.append(Line(0, own, lambda row: float(row["ratio"][1]), color, label=name))
+        lines.append(Line(1, own, partial(memory, "ours"), color))
+        lines.append(Line(1, own, partial(memory, "limit"), color, ":"))
+    draw(
+        FIGURE,
+        (SAMPLES, TOKENS),
+        rows,
+        lines,
+        labels=("time, times the limit", "peak memory, MiB (dotted: the limit)"),
+        scales=("linear", "log"),
+        level=1,
+    )
 
-    axes_of = (("samples", SAMPLES, f"samples of {LENGTH} tokens"),
-               ("tokens", LENGTHS, f"tokens of {BATCH} samples"))  # fmt: skip
-    with figure_style():
-        figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex="col", layout="constrained")
-        for column, (key, values, label) in enumerate(axes_of):
-            other, held = ("tokens", LENGTH) if key == "samples" else ("samples", BATCH)
-            for task, color in zip(SHOWN, depth_colors(len(SHOWN)), strict=True):
-                own = [row for row in rows if row["task"] == task and row[other] == held]
-                shown = sorted(own, key=lambda row: int(row[key]))
-                name = task.replace("default", "adam1, up_proj of the last 3")
-                axes[0, column].plot(
-                    values, [row["ratio"][1] for row in shown], "o-", color=color, label=name
-                )
-                for way, style in (("ours", "o-"), ("limit", ":")):
-                    memory = [max(row["peak_mib"][way], 1.0) for row in shown]
-                    axes[1, column].plot(values, memory, style, color=color)
-            axes[0, column].axhline(1, color="gray", linewidth=1)
-            axes[1, column].set(xscale="log", yscale="log", xlabel=label)
-        axes[0, 0].set_ylabel("time, times the limit")
-        axes[1, 0].set_ylabel("peak memory, MiB (dotted: the limit)")
-        axes[0, 0].legend()
-        figure.savefig(FIGURE, dpi=120)
-        plt.close(figure)
+
+def is_task(task: str, row: dict[str, Any]) -> bool:
+    return bool(row["task"] == task)
+
+
+def memory(way: str, row: dict[str, Any]) -> float:
+    return max(float(row["peak_mib"][way]), 1.0)
 
 
 def main() -> None:
     """Measure all points, write them as JSON and draw them."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+    if sys.argv[1:] == ["--draw"]:
+        draw_rows(json.loads((RESULTS / "resofilter_curves.json").read_text())["rows"])
+        return
     if sys.argv[1:2] == ["--one"]:
         task, way, samples, length = sys.argv[2:]
         one(task, way, int(samples), int(length))
         return
     model = small_llama()
-    grid = [(n, LENGTH) for n in SAMPLES] + [(BATCH, t) for t in LENGTHS if t != LENGTH]
-    rows = [point(model, task, *size) for task in SHOWN for size in grid]
+    rows = [point(model, task, *size) for task in SHOWN for size in grid(SAMPLES, TOKENS)]
     write_json(
         RESULTS / "resofilter_curves.json",
         {
@@ -132,7 +129,7 @@ def main() -> None:
             "rows": rows,
         },
     )
-    draw(rows)
+    draw_rows(rows)
 
 
 if __name__ == "__main__":

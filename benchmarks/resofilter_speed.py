@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from curves import lifted_mib
 from resofilter_exactness import MODEL, gsm8k
 from resofilter_ways import WAYS, Batch, Task
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -188,16 +189,7 @@ def one(args: argparse.Namespace) -> None:
     few["labels"] = few["input_ids"].clone()
     with WAYS[way](model, task) as run:
         run(few)  # what is needed once: kernels, projections
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports (Linux)
-        before = resident_mib("VmRSS")
-        run(batch)
-    print(resident_mib("VmHWM") - before)
-
-
-def resident_mib(what: str) -> float:
-    """Return a line of this process's status in MiB: resident memory now, or its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{what}:"))
+        print(lifted_mib(lambda: run(batch)))
 
 
 def main() -> None:
