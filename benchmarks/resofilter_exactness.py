@@ -34,7 +34,8 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_suite.datamodules.instruction import InstructionDataModule, InstructionSamples
+from lightning_suite.datamodules.instruction import InstructionDataModule
+from lightning_suite.datamodules.instruction_samples import InstructionSamples
 from lightning_suite.files import write_json
 from lightning_suite.language.batching import token_budget_batches
 from lightning_suite.language.loading import causal_lm_from_pretrained

@@ -34,7 +34,7 @@ from resofilter_exactness import MODEL, gsm8k
 from resofilter_ways import WAYS, Batch, Task
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_suite.datamodules.instruction import InstructionSamples
+from lightning_suite.datamodules.instruction_samples import InstructionSamples
 from lightning_suite.files import write_json
 from lightning_suite.language.batching import token_budget_batches
 from lightning_suite.language.loading import causal_lm_from_pretrained

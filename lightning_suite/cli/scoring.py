@@ -13,7 +13,8 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
-from lightning_suite.datamodules.instruction import InstructionDataModule, InstructionSamples
+from lightning_suite.datamodules.instruction import InstructionDataModule
+from lightning_suite.datamodules.instruction_samples import InstructionSamples
 from lightning_suite.errors import SuiteError
 from lightning_suite.language.module import CausalLMModule
 from lightning_suite.language.prompts import template_hash

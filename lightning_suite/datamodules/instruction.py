@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-from array import array
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lightning_suite.datamodules.hf_datasets import HUB_PREFIX, load_hub_dataset
-from lightning_suite.datamodules.instruction_sources import (
-    Columns,
-    Example,
-    read_examples,
-    read_rows,
+from lightning_suite.datamodules.instruction_samples import (
+    Batch,
+    InstructionSamples,
+    tokenize_examples,
+)
+from lightning_suite.datamodules.instruction_sources import Columns, Example
+from lightning_suite.datamodules.instruction_splits import (
+    ValidationSplit,
+    read_splits,
+    source_name,
 )
 from lightning_suite.datamodules.loading import (
     ResumableLoader,
@@ -33,110 +34,13 @@ from lightning_suite.errors import SuiteError, check_choice
 from lightning_suite.language.batching import token_budget_batches
 from lightning_suite.language.loading import load_tokenizer
 from lightning_suite.language.prompts import (
-    IGNORED,
     ByteTokenizer,
-    ChatTemplate,
     Template,
     choose_template,
-    encode_answers,
 )
 from lightning_suite.run_folder import RunFolder
 
-Batch = dict[str, Any]
 SPLITS = ("train", "val", "test")
-_CHUNK = 1024  # samples tokenized at a time: lists of Python integers are large
-
-
-class InstructionSamples(Dataset[Batch]):
-    """Tokenized samples of different lengths; a batch is padded to its longest.
-
-    Args:
-        ids: One for each of N samples.
-        tokens: Tokens of all samples, one after the other, of any integer type.
-        starts: Where each sample begins in ``tokens``: int64 [N].
-        lengths: int64 [N].
-        prompts: How many of each sample's tokens are prompt: int64 [N].
-        truncated: Whether a sample lost its end: bool [N].
-        pad: Token to pad with; it is masked everywhere.
-        padding_side: ``"left"`` or ``"right"``.
-        empty: Whether a sample's answer has no text, so that only tokens of the template could be
-            learnt: bool [N]; None if none is.
-    """
-
-    def __init__(
-        self,
-        ids: Sequence[str],
-        tokens: Tensor,
-        starts: Tensor,
-        lengths: Tensor,
-        prompts: Tensor,
-        truncated: Tensor,
-        pad: int = 0,
-        padding_side: str = "right",
-        empty: Tensor | None = None,
-    ) -> None:
-        self.empty = torch.zeros_like(truncated) if empty is None else empty
-        self.ids, self.tokens, self.starts, self.lengths = ids, tokens, starts, lengths
-        self.prompts, self.truncated = prompts, truncated
-        self.pad, self.padding_side = pad, padding_side
-        # Nothing predicts a sample's first token.
-        self.n_label_tokens = (lengths - prompts.clamp(min=1)).clamp(min=0)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int | Sequence[int]) -> Batch:
-        return self.__getitems__([index] if isinstance(index, int) else index)
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        rows = torch.as_tensor(indices)
-        lengths = self.lengths[rows]
-        width = int(lengths.max())
-        places = torch.arange(width).expand(len(rows), width)
-        if self.padding_side == "left":
-            places = places - (width - lengths)[:, None]
-        inside = (places >= 0) & (places < lengths[:, None])
-        flat = (self.starts[rows][:, None] + places).masked_fill(~inside, 0)
-        ids = self.tokens[flat].long().masked_fill(~inside, self.pad)
-        learnt = inside & (places >= self.prompts[rows][:, None])
-        batch: Batch = {
-            "input_ids": ids,
-            "attention_mask": inside.long(),
-            "labels": ids.masked_fill(~learnt, IGNORED),
-            "ids": [self.ids[i] for i in indices],
-            "n_tokens": lengths,
-            "n_label_tokens": self.n_label_tokens[rows],
-            "truncated": self.truncated[rows],
-            "empty_answer": self.empty[rows],
-        }
-        if self.padding_side == "left":  # models count from the left edge otherwise
-            batch["position_ids"] = places.clamp(min=0)
-        return batch
-
-    @property
-    def status(self) -> list[str]:
-        """``ok``, ``truncated``, ``empty_answer`` or ``no_labels`` for each sample."""
-        marks = zip(
-            self.n_label_tokens.tolist(), self.empty.tolist(), self.truncated.tolist(), strict=True
-        )
-        return [_status(labels, empty=empty, cut=cut) for labels, empty, cut in marks]
-
-    def with_labels(self) -> InstructionSamples:
-        """Return the samples that a loss can be computed for; the tokens are shared."""
-        kept = self.n_label_tokens.nonzero().squeeze(1)
-        if len(kept) == len(self):
-            return self
-        return InstructionSamples(
-            [self.ids[i] for i in kept.tolist()],
-            self.tokens,
-            self.starts[kept],
-            self.lengths[kept],
-            self.prompts[kept],
-            self.truncated[kept],
-            self.pad,
-            self.padding_side,
-            self.empty[kept],
-        )
 
 
 class InstructionDataModule(LightningDataModule):
@@ -313,7 +217,10 @@ class InstructionDataModule(LightningDataModule):
         self.template = choose_template(tokenizer, self.prompt_template)
         self.vocab_size = len(tokenizer)
         self._samples = {
-            name: self._tokenize(examples, tokenizer) for name, examples in splits.items()
+            split: tokenize_examples(
+                examples, tokenizer, self.template, self.max_length, self._name
+            )
+            for split, examples in splits.items()
         }
         self.longest_sample = max(int(s.lengths.max()) for s in self._samples.values())
         self._tell()
@@ -377,7 +284,7 @@ class InstructionDataModule(LightningDataModule):
 
     @property
     def _name(self) -> str:
-        return self.source if isinstance(self.source, str) else ", ".join(self.source)
+        return source_name(self.source)
 
     def _some(self, split: str) -> InstructionSamples:
         check_choice("split", split, SPLITS)
@@ -400,76 +307,10 @@ class InstructionDataModule(LightningDataModule):
         )
 
     def _read_and_spoil(self) -> tuple[dict[str, list[Example]], list[Spoilt]]:
-        splits = self._read()
+        validation = ValidationSplit(self.val_source, self.val_fraction, self.val_seed)
+        splits = read_splits(self.source, self.columns, self.duplicate_ids, validation)
         splits["train"], records = plant_noise(splits["train"], self.noise, self.noise_seed)
         return splits, records
-
-    def _read(self) -> dict[str, list[Example]]:
-        splits = {
-            split: self._examples(rows, f"{self._name} ({split})" if split != "train" else "")
-            for split, rows in read_rows(self.source).items()
-        }
-        if self.val_source is not None:
-            name = self.val_source if isinstance(self.val_source, str) else self.val_source[0]
-            splits["val"] = self._examples(read_rows(self.val_source)["train"], name)
-            known = {e.prompt for e in splits["train"]}
-            if both := sum(e.prompt in known for e in splits["val"]):
-                rank_zero_warn(
-                    f"{name}: {both:,} of {len(splits['val']):,} validation prompts are also "
-                    f"training prompts in {self._name}."
-                )
-        elif self.val_fraction and "val" not in splits:
-            held_out = [self._is_held_out(example) for example in splits["train"]]
-            pairs = list(zip(splits["train"], held_out, strict=True))
-            splits["val"] = [example for example, held in pairs if held]
-            splits["train"] = [example for example, held in pairs if not held]
-            if not (splits["val"] and splits["train"]):
-                raise SuiteError(
-                    f"{self._name}: val_fraction {self.val_fraction} leaves "
-                    f"{len(splits['train']):,} samples to train and {len(splits['val']):,} to "
-                    "validate on. Change val_fraction or val_seed, or take more data."
-                )
-        return splits
-
-    def _examples(self, rows: Sequence[dict[str, Any]], where: str = "") -> list[Example]:
-        return read_examples(
-            rows, self.columns, where=where or self._name, duplicate_ids=self.duplicate_ids
-        )
-
-    def _is_held_out(self, example: Example) -> bool:
-        text = f"{self.val_seed} {example.prompt}".encode("utf-8", "surrogatepass")
-        draw = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
-        return draw < self.val_fraction
-
-    def _tokenize(self, examples: Sequence[Example], tokenizer: Any) -> InstructionSamples:
-        add_end = not isinstance(self.template, ChatTemplate)
-        tokens, lengths, prompts, cut = array("i"), [], [], []
-        for start in range(0, len(examples), _CHUNK):
-            rendered = [self._render(example) for example in examples[start : start + _CHUNK]]
-            for ids, prompt in encode_answers(rendered, tokenizer, add_end=add_end):
-                tokens.extend(ids[: self.max_length])
-                lengths.append(min(len(ids), self.max_length))
-                prompts.append(prompt)
-                cut.append(len(ids) > self.max_length)
-        end = tokenizer.eos_token_id
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
-        return InstructionSamples(
-            ids=[example.id for example in examples],
-            tokens=torch.frombuffer(tokens, dtype=torch.int32),
-            starts=torch.tensor(lengths).cumsum(0) - torch.tensor(lengths),
-            lengths=torch.tensor(lengths),
-            prompts=torch.tensor(prompts),
-            truncated=torch.tensor(cut),
-            pad=0 if pad is None else pad,
-            padding_side=tokenizer.padding_side,
-            empty=torch.tensor([not example.response.strip() for example in examples]),
-        )
-
-    def _render(self, example: Example) -> tuple[str, str]:
-        try:
-            return self.template.render(example.messages)
-        except SuiteError as err:
-            raise SuiteError(f"{self._name}: sample {example.id!r}: {err}") from err
 
     def _load_tokenizer(self) -> Any:
         name = self.tokenizer
@@ -526,11 +367,3 @@ class InstructionDataModule(LightningDataModule):
         if folder is None or not trainer.is_global_zero:
             return
         write_noise(RunFolder(folder).artifacts / "noise.jsonl", self.noise_records)
-
-
-def _status(labels: int, *, empty: bool, cut: bool) -> str:
-    if not labels:
-        return "no_labels"
-    if empty:
-        return "empty_answer"
-    return "truncated" if cut else "ok"

@@ -1,0 +1,89 @@
+"""Conversations to train and to validate on: a source's own splits, other data, or a share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_suite.datamodules.instruction_sources import (
+    Columns,
+    Example,
+    read_examples,
+    read_rows,
+)
+from lightning_suite.errors import SuiteError
+
+Source = str | list[str]
+
+
+class ValidationSplit(NamedTuple):
+    """What to validate on where the source has no split for it.
+
+    Attributes:
+        source: Other data, as a source.
+        fraction: Or a share of the source's prompts, in [0, 1).
+        seed: Other prompts for other seeds.
+    """
+
+    source: Source | None = None
+    fraction: float = 0.0
+    seed: int = 0
+
+
+def source_name(source: Source) -> str:
+    """Return how messages call a source."""
+    return source if isinstance(source, str) else ", ".join(source)
+
+
+def read_splits(
+    source: Source,
+    columns: Columns,
+    duplicate_ids: Literal["refuse", "number"],
+    validation: ValidationSplit,
+) -> dict[str, list[Example]]:
+    """Read the conversations of a source, by split; ``train`` is always there.
+
+    Whether a prompt is validated on depends on the prompt and the seed alone.
+
+    Raises:
+        SuiteError: The data cannot be read, or one side of the split is empty.
+    """
+    name = source_name(source)
+
+    def examples(rows: Sequence[dict[str, Any]], where: str) -> list[Example]:
+        return read_examples(rows, columns, where=where, duplicate_ids=duplicate_ids)
+
+    splits = {
+        split: examples(rows, name if split == "train" else f"{name} ({split})")
+        for split, rows in read_rows(source).items()
+    }
+    if validation.source is not None:
+        other = validation.source if isinstance(validation.source, str) else validation.source[0]
+        splits["val"] = examples(read_rows(validation.source)["train"], other)
+        known = {e.prompt for e in splits["train"]}
+        if both := sum(e.prompt in known for e in splits["val"]):
+            rank_zero_warn(
+                f"{other}: {both:,} of {len(splits['val']):,} validation prompts are also "
+                f"training prompts in {name}."
+            )
+    elif validation.fraction and "val" not in splits:
+        held_out = [_is_held_out(example, validation) for example in splits["train"]]
+        pairs = list(zip(splits["train"], held_out, strict=True))
+        splits["val"] = [example for example, held in pairs if held]
+        splits["train"] = [example for example, held in pairs if not held]
+        if not (splits["val"] and splits["train"]):
+            raise SuiteError(
+                f"{name}: val_fraction {validation.fraction} leaves "
+                f"{len(splits['train']):,} samples to train and {len(splits['val']):,} to "
+                "validate on. Change val_fraction or val_seed, or take more data."
+            )
+    return splits
+
+
+def _is_held_out(example: Example, validation: ValidationSplit) -> bool:
+    text = f"{validation.seed} {example.prompt}".encode("utf-8", "surrogatepass")
+    draw = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
+    return draw < validation.fraction
