@@ -32,8 +32,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lmcd_intervals import auc, compare
-from lmcd_quality import part
 from lmcd_speed import load_data, machine
+from lmcd_split import part
 from lmcd_training import BACKBONE, SharedCache, predict
 from torch import Tensor
 

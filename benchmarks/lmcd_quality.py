@@ -14,11 +14,12 @@ one or several:
 * ``frozen``: both;
 * ``none``: NCDM that reads the same of every exercise, so that the Q-matrix is all it knows;
 * ``trained``: NCDM with LoRA, and where each student reads the text; five minutes a fold;
-* or a head (``irt``), on texts with names of skills; or head and text (``irt raw``).
+* or a head (``irt``), on texts with names of skills; or a row by its name (``irt raw``).
 
 ``SOURCE`` is as ``ColdStartDataModule`` takes it, or ``situations``: VerbAgg with the skills of
 each situation as a domain, for ``--split domain --folds 4``. ``--add`` keeps the rows of an output
-that are not measured anew, if it has the same splits.
+that are not measured anew, if it has the same splits. An interrupted run goes on where it was:
+``--work`` keeps what each split has given.
 
 LMCD stops early, and its head's learning rate is chosen, on validation items, which are taken from
 its training items. Where it ends it has learnt from fewer items than the regressions.
@@ -35,8 +36,8 @@ import logging
 import os
 import platform
 import statistics
-import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -44,36 +45,20 @@ from unittest.mock import patch
 import torch
 import transformers
 from lmcd_domains import write_situations
-from lmcd_intervals import auc, aucs, compare
-from lmcd_training import BACKBONE, RATES, Way, fit, share
-from torch import Tensor
+from lmcd_intervals import auc, compare
+from lmcd_split import CEILING, IDS, TEXTS, Predicted
+from lmcd_training import BACKBONE, RATES, Way
 
 from lightning_suite.datamodules.cold_start import ColdStartDataModule
 from lightning_suite.files import write_json
+from lightning_suite.language.loading import load_tokenizer
 from lightning_suite.lmcd.backbone import load_backbone
-from lightning_suite.lmcd.baselines import (
-    Answers,
-    ceiling_logits,
-    fit_by_id,
-    floor_logits,
-    ridge_logits,
-)
-from lightning_suite.lmcd.diffusion import (
-    DescriptionCache,
-    TemplateGenerator,
-    diffuse,
-    make_requests,
-)
 from lightning_suite.lmcd.heads.registry import HEADS
-from lightning_suite.lmcd.layout import Prefixes
-from lightning_suite.lmcd.module import LMCDModule
 from lightning_suite.lmcd.prefix_cache import PrefixCache
 
+WORK = "folder of descriptions and of what is done; delete it to measure all anew"
 RESULTS = Path(__file__).parent / "results" / "lmcd_quality.json"
 VAL = 0.15
-TEXTS = ("raw", "kc_names", "diffused", "both")
-IDS = ("irt", "mirt", "ncdm")
-CEILING = "ceiling of one ability"
 BASELINES = (
     "floor",
     CEILING,
@@ -83,30 +68,19 @@ BASELINES = (
 )
 ALL_HEADS = [Way(head, "kc_names") for head in HEADS if head != "3pl"]  # which is irt
 ALL_TEXTS = [Way(head, text) for head in ("ncdm", "irt") for text in TEXTS if text != "kc_names"]
+TRAINED = [
+    Way("ncdm", "kc_names", backbone="lora"),
+    Way("ncdm", "kc_names", reader="student"),
+]
 WAYS = {
     "heads": ALL_HEADS,
     "texts": ALL_TEXTS,
     "frozen": ALL_HEADS + ALL_TEXTS,
     "none": [Way("ncdm", "none")],
-    "trained": [
-        Way("ncdm", "kc_names"),
-        Way("ncdm", "kc_names", backbone="lora"),
-        Way("ncdm", "kc_names", reader="student"),
-    ],
+    "trained": TRAINED,
     **{way.head: [way] for way in ALL_HEADS},
-    **{way.name: [way] for way in ALL_TEXTS},
+    **{way.name: [way] for way in ALL_TEXTS + TRAINED},
 }
-
-
-def describe(data: ColdStartDataModule, folder: Path, name: str) -> str:
-    """Write the descriptions of this split by template."""
-    part = data.split.parts["train"]
-    train = [data.data.exercises[e].id for e in data.data.exercise[part].unique().tolist()]
-    cache = DescriptionCache(folder / "cache.jsonl")
-    file = folder / f"{name}.jsonl"
-    rows = diffuse(make_requests(data.data, train), TemplateGenerator(), cache, train=train)
-    file.write_text("\n".join(json.dumps(row) for row in rows))
-    return str(file)
 
 
 def splits(source: str, seeds: int, folds: int, **options: Any) -> Iterator[ColdStartDataModule]:
@@ -126,94 +100,41 @@ def splits(source: str, seeds: int, folds: int, **options: Any) -> Iterator[Cold
             yield data
 
 
-def part(data: ColdStartDataModule, *names: str) -> Answers:
-    rows = torch.cat([data.split.parts[name] for name in names])
-    return Answers(data.data.student[rows], data.data.exercise[rows], data.data.correct[rows])
-
-
-def states(data: ColdStartDataModule, cache: PrefixCache) -> Tensor:
-    """Return q_v of every exercise."""
-    module = LMCDModule(pretrained=BACKBONE, head="irt", reader="start")
-    module._make(data.student_ids, [], None)
-    share(module.model.fusion, cache)
-    prefixes = Prefixes(**data.part("train").texts(torch.arange(len(data.data.exercises))))
-    return module.model.fusion.read_alike(prefixes, module.model.fusion.start).exercise
-
-
-def bounds_and_ids(data: ColdStartDataModule) -> dict[str, Tensor]:
-    """Return the logits of the test by what knows nothing of texts."""
-    answers, test = part(data, "train", "val"), part(data, "test")
-    count, q = len(data.data.students), data.data.q_matrix.float()
-    found = {
-        "floor": floor_logits(answers, test, count),
-        CEILING: ceiling_logits(answers, test, count, len(q)),
-        "q_matrix": ridge_logits(answers, test, q, count),
-    }
-    for head in IDS:
-        by_id = fit_by_id(head, answers, count, q)
-        with torch.no_grad():
-            found[f"ids {head}"] = by_id(test.student, test.exercise)
-    return found
-
-
 def run(name: str, source: str, folder: Path, ways: list[Way], **kind: Any) -> dict[str, Any]:
     """Return the rows of one data set."""
-    cache = PrefixCache(2**62)
-    logits: dict[str, list[Tensor]] = {}
-    tests: list[Answers] = []
-    seconds: dict[str, float] = {}
-    loads: list[float] = []
+    read = PrefixCache(2**62)
+    done: list[Predicted] = []
     for number, data in enumerate(splits(source, **kind)):
-        answers, test = part(data, "train", "val"), part(data, "test")
-        tests.append(test)
-        found = bounds_and_ids(data)
-        wanted = {way.text for way in ways} | {"raw", "kc_names"}
-        of_text = {
-            text: ColdStartDataModule(**{**data.hparams, **text_options(text, data, folder, name)})
-            for text in wanted
-        }
-        for text in sorted(wanted & set(TEXTS)):
-            of_text[text].setup()
-            features = states(of_text[text], cache)
-            found[f"ridge {text}"] = ridge_logits(answers, test, features, len(data.data.students))
+        label = f"{name}-{kind['split']}-{kind['folds']}-{number}"
+        predicted = Predicted(data, folder / f"{label}.pt", read, number)
+        predicted.add_bounds_and_ids()
+        for text in dict.fromkeys(["raw", "kc_names", *(way.text for way in ways)]):
+            if text in TEXTS:
+                predicted.add_ridge(text)
         for way in ways:
-            begin = time.process_time()
-            best = fit(way, of_text[way.text], cache, number)
-            taken = time.process_time() - begin
-            seconds[way.name] = seconds.get(way.name, 0.0) + taken
-            found[way.name] = best.logits
-            print(
-                f"{name} {number:>2} {way.name:<22} AUC {auc(best.logits, test):.4f} "
-                f"epoch {best.epoch} {taken:.0f} s",
-                flush=True,
-            )
-        loads.append(os.getloadavg()[0])
-        for key, value in found.items():
-            logits.setdefault(key, []).append(value)
-        show(name, logits, tests)
-    students = len(data.data.students)
-    rows = compare(logits, tests, students=students, against=BASELINES, folds=kind["folds"])
+            if predicted.add_lmcd(way):
+                reached = auc(predicted.logits[way.name], predicted.test)
+                taken = predicted.seconds[way.name]
+                print(f"{label:<24} {way.name:<20} AUC {reached:.4f} {taken:.0f} s", flush=True)
+        done.append(predicted)
+    names = [key for key in done[0].logits if all(key in each.logits for each in done)]
+    rows = compare(
+        {key: [each.logits[key] for each in done] for key in names},
+        [each.test for each in done],
+        students=done[0].students,
+        against=BASELINES,
+        folds=kind["folds"],
+    )
     for key, row in rows.items():
+        print(f"{name:<10} {key:<24} AUC {row['auc']:.4f} ± {row['sd']:.4f}")
+        loads = [each.loads[key] for each in done]
         row["setting"] = {
             "seeds": kind["seeds"],
             "threads": torch.get_num_threads(),
             "load_average": [min(loads), statistics.median(loads), max(loads)],
-            **({"cpu_seconds": seconds[key]} if key in seconds else {}),
+            "cpu_seconds": sum(each.seconds[key] for each in done),
         }
     return rows
-
-
-def text_options(text: str, data: ColdStartDataModule, folder: Path, name: str) -> dict[str, Any]:
-    """Return the data module's options for a text."""
-    if text not in ("diffused", "both"):
-        return {"text": "kc_names" if text == "none" else text}
-    split = f"{name}-{data.hparams['split_seed']}-{data.hparams['fold']}"
-    return {"text": text, "descriptions": describe(data, folder, split)}
-
-
-def show(name: str, logits: dict[str, list[Tensor]], tests: list[Answers]) -> None:
-    means = {key: statistics.mean(aucs(value, tests)) for key, value in logits.items()}
-    print(name, len(tests), {key: round(value, 4) for key, value in means.items()}, flush=True)
 
 
 def add(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +159,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["frozen"])
     parser.add_argument("--add", action="store_true", help="to the rows of the output")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--work", type=Path, default=Path("lmcd_quality"), help="for descriptions")
+    parser.add_argument("--work", type=Path, default=Path("lmcd_quality"), help=WORK)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
@@ -254,7 +175,12 @@ def main() -> None:
         frozen = options["training"] == "frozen"
         return backbone if frozen else load_backbone(*given, **options)
 
-    with patch("lightning_suite.lmcd.module.load_backbone", load):
+    tokenizer = cache(load_tokenizer)
+    with (
+        patch("lightning_suite.lmcd.module.load_backbone", load),
+        patch("lightning_suite.lmcd.backbone.load_tokenizer", tokenizer),
+        patch("lightning_suite.datamodules.cold_start.load_tokenizer", tokenizer),
+    ):
         for given in options.sources:
             name, _, source = given.partition("=")
             if source == "situations":
