@@ -34,6 +34,7 @@ COMMANDS = {
     "doctor": Command("versions, extras, devices; the learning rate of every parameter"),
     "completion": Command("completion by the Tab key, for bash, zsh and fish"),
     "report": Command("make report.html of a run"),
+    "export": Command("a checkpoint of a language model as a model folder"),
     "coord-check": Command("does each layer learn equally at every depth?", True, "Depth-muP"),
     "lr-transfer": Command("does the best learning rate stay put over depth?", True, "Depth-muP"),
     "score": Command("score training samples by their own gradients", True, "ResoFilter"),
