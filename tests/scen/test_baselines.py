@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from glass_lm import glass_model, glass_tokenizer
+from scen_reference import answer_loss
 from torch import Tensor
 
 from lightning_suite.scen.answers import Answerer
@@ -29,11 +30,15 @@ OTHERS = ["Once upon a time", "Tom and Lily went to", "The rabbit"]
 
 @pytest.fixture
 def answerer() -> Answerer:
+    return story_answerer()
+
+
+def story_answerer(dtype: torch.dtype = torch.float32) -> Answerer:
     """Lines end answers: a model of stories has never ended anything else after three words."""
     tokenizer = glass_tokenizer()
     end = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
     prompts = PromptFormat(tokenizer, "{prompt} {response}", [end])
-    return Answerer(glass_model(), prompts, max_new_tokens=8)
+    return Answerer(glass_model(dtype), prompts, max_new_tokens=8)
 
 
 def texts(system: Any, questions: list[str]) -> list[str]:
@@ -173,6 +178,63 @@ def test_grace_is_the_same_in_a_batch_and_alone(answerer: Answerer) -> None:
     assert together == [system.answer([question])[0] for question in questions]
 
 
+@pytest.mark.parametrize("value_init", ["cold", "warm"])
+def test_values_trained_side_by_side_are_those_of_the_loop(value_init: Any) -> None:
+    """The loop of the paper: one edit, one Adam, the whole model in every step.
+
+    In float64, but for the keys.
+    """
+    edits = [
+        EDITS[1],
+        EDITS[0],
+        Edit("4", "One dog", "cat"),
+        Edit("5", "A little girl", "red ball"),
+    ]
+    answerer = story_answerer(torch.float64)
+    module, steps, radius = layer(answerer), 6, 3.0
+    system = Grace(answerer, module, radius=radius, steps=steps, value_init=value_init)
+    system.edit(edits[:1])
+    system.edit(edits[1:])
+    assert len(system.codebook.keys) == 3, "two edits share an entry"
+
+    book = Codebook(radius)
+    for edit in edits:
+        tokens, n = answerer.prompts.encode_answer(edit.prompt, edit.target)
+        seen: list[tuple[Tensor, Tensor]] = []
+        handle = module.register_forward_hook(
+            lambda _m, x, y, at=n - 1, seen=seen: seen.append((x[0][0, at], y[0, at]))
+        )
+        answerer.model(torch.tensor([tokens]))
+        handle.remove()
+        key, start = seen[0]
+        if value_init == "cold":
+            start = system._start(edit, key)
+        place = book.place(key, start, edit.target, edit.id)
+        value = book.values[place].detach().clone().requires_grad_()
+        handle = module.register_forward_hook(
+            lambda _m, _x, y, at=n - 1, value=value: torch.cat(
+                [y[:, :at], value.expand(1, 1, -1), y[:, at + 1 :]], 1
+            )
+        )
+        adam = torch.optim.Adam([value], lr=1.0)
+        for _ in range(steps):
+            adam.zero_grad()
+            answer_loss(answerer.model, tokens, n).backward()
+            adam.step()
+        handle.remove()
+        book.values[place] = value.detach()
+    torch.testing.assert_close(
+        torch.stack(system.codebook.values), torch.stack(book.values), rtol=0, atol=1e-6
+    )
+
+
+def test_cold_values_do_not_depend_on_the_other_edits(answerer: Answerer) -> None:
+    systems = [Grace(answerer, layer(answerer), radius=1e-3, steps=2) for _ in range(2)]
+    systems[0].edit(EDITS)
+    systems[1].edit(EDITS[::-1])
+    torch.testing.assert_close(systems[0].codebook.values, systems[1].codebook.values[::-1])
+
+
 def test_one_big_ball_swallows_every_prompt(answerer: Answerer) -> None:
     before = answerer(OTHERS)
     system = Grace(answerer, layer(answerer), radius=1e6, steps=10)
@@ -201,3 +263,24 @@ def test_fine_tuning_learns_the_last_edit_and_freezes_the_rest(answerer: Answere
     assert moved == ["model.layers.0.mlp.down_proj.weight"]
     assert not any(p.requires_grad for p in answerer.model.parameters())
     assert all(p.grad is None for p in answerer.model.parameters())
+
+
+def test_fine_tuning_is_that_of_the_whole_model() -> None:
+    """In float64: each edit a fresh Adam on the matrix, every step through the whole model."""
+    answerer = story_answerer(torch.float64)
+    weight = layer(answerer).weight
+    system = FineTune(answerer, layer(answerer), lr=1e-3, steps=5)
+    system.edit(EDITS[:2])
+    system.edit(EDITS[2:])
+    ours = weight.detach().clone()
+    system.undo()
+
+    for edit in EDITS:
+        tokens, n = answerer.prompts.encode_answer(edit.prompt, edit.target)
+        weight.requires_grad_(True)
+        adam = torch.optim.Adam([weight], lr=1e-3)
+        for _ in range(5):
+            loss = answer_loss(answerer.model, tokens, n)
+            (weight.grad,) = torch.autograd.grad(loss, [weight])
+            adam.step()
+    torch.testing.assert_close(ours, weight.detach(), rtol=0, atol=1e-9)

@@ -4,22 +4,34 @@ Written from the paper's section 3. A key is the input of a layer at the last pr
 edit; it owns the ball of radius ε around it (its *deferral radius*). A prompt whose own input lies
 in the ball of its nearest key gets that key's value as the layer's output at that token; all other
 prompts pass. Values are trained, one edit at a time.
+
+Where an edit belongs depends on keys and targets alone, and a value's loss on no other value. So
+all edits are placed first, and values are trained side by side, above the edited layer only; an
+entry that several edits share is trained on them in their order.
 """
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_suite.errors import check_choice
-from lightning_suite.scen.answers import Answer, Answerer, evaluating, learning
-from lightning_suite.scen.baselines.fine_tune import answer_loss
+from lightning_suite.language.frozen import frozen
+from lightning_suite.scen.answer_states import AnswerBatch, AnswerRow, StateCache
+from lightning_suite.scen.answers import Answer, Answerer, learning
 from lightning_suite.scen.edits import Edit
+from lightning_suite.scen.encoder import PromptEncoder
+from lightning_suite.scen.experts import StackedAdam, generator_of
+from lightning_suite.scen.layer_choice import causal_lm, name_of
+from lightning_suite.scen.split_choice import open_cache
 from lightning_suite.scen.systems import Decision
+
+_GROUP = 32  # values trained side by side
 
 
 class Codebook:
@@ -87,7 +99,10 @@ class Grace:
         lr: Of Adam on an edit's value; published: 1.0.
         steps: An edit; published: 100.
         value_init: ``cold``: uniform in [0, 1), as published; ``warm``: the layer's own output.
-        seed: Of cold values.
+        seed: Of cold values; each edit draws its own, whatever the others are.
+
+    Raises:
+        SuiteError: An unknown ``value_init``, or ``layer`` is not in the model.
     """
 
     name = "grace"
@@ -106,20 +121,30 @@ class Grace:
         check_choice("value_init", value_init, ("cold", "warm"))
         self.radius, self.lr, self.steps, self.value_init = radius, lr, steps, value_init
         self.codebook = Codebook(radius)
-        self._answerer, self._layer = answerer, layer
-        self._random = torch.Generator().manual_seed(seed)
+        self._answerer, self._layer, self._seed = answerer, layer, seed
+        self._model = causal_lm(answerer.model)
+        self._name = name_of(self._model, layer)
+        self._encoder = PromptEncoder(self._model, answerer.prompts, self._name)
 
     def edit(self, edits: Sequence[Edit]) -> None:
         """Place each edit in the codebook and train its value."""
-        with learning(self._answerer.model):
-            for edit in edits:
-                key, output = self._states([edit.prompt])
-                value = output[0]
-                if self.value_init == "cold":
-                    cold = torch.rand(value.shape, generator=self._random)
-                    value = cold.to(value.device, value.dtype)
-                place = self.codebook.place(key[0], value, edit.target, edit.id)
-                self.codebook.values[place] = self._train(edit, self.codebook.values[place])
+        if not edits:
+            return
+        with learning(self._model), frozen(self._model):
+            keys = self._keys([edit.prompt for edit in edits])
+            # Of the edits that share an entry, each is in a later round than the one before.
+            rounds: defaultdict[int, list[tuple[int, AnswerRow]]] = defaultdict(list)
+            turns = Counter[int]()
+            for edit, key in zip(edits, keys, strict=True):
+                place = self.codebook.place(key, self._start(edit, key), edit.target, edit.id)
+                tokens, n = self._answerer.prompts.encode_answer(edit.prompt, edit.target)
+                rounds[turns[place]].append((place, AnswerRow(tuple(tokens), n)))
+                turns[place] += 1
+            rows = [row for one in rounds.values() for _, row in one]
+            cache = open_cache(self._model, self._name, rows)
+            for one in rounds.values():
+                for at in range(0, len(one), _GROUP):
+                    self._train(cache, one[at : at + _GROUP])
 
     def answer(self, questions: Sequence[str]) -> list[Answer]:
         """Answer with the codebook in the layer."""
@@ -132,7 +157,7 @@ class Grace:
         """Return which entry each question meets; score and margin are negative distances."""
         if not self.codebook.keys:
             return [Decision(None, None, -torch.inf, -torch.inf) for _ in questions]
-        distances, places = self.codebook.nearest(self._states(questions)[0])
+        distances, places = self.codebook.nearest(self._keys(questions))
         decisions = []
         for distance, place in zip(distances.tolist(), places.tolist(), strict=True):
             margin = self.codebook.radii[place] - distance
@@ -144,41 +169,32 @@ class Grace:
         """Empty the codebook."""
         self.codebook = Codebook(self.radius)
 
-    def _states(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return the layer's input [N, d_in] and output [N, d_out] at each last prompt token."""
-        seen: list[tuple[Tensor, Tensor]] = []
+    def _keys(self, questions: Sequence[str]) -> Tensor:
+        """Return the layer's input at each last prompt token, [N, d_in]."""
+        found = self._encoder.layer_inputs(self._encoder.prompts(questions))
+        return found.to(self._model.dtype)
 
-        def record(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen.append((inputs[0][0, -1], output[0, -1]))
+    def _start(self, edit: Edit, key: Tensor) -> Tensor:
+        """Return what the value of a new entry starts from, [d_out]."""
+        own: Tensor = self._layer(key[None])[0]
+        if self.value_init == "warm":
+            return own
+        cold = torch.rand(own.shape, generator=generator_of(f"grace/{edit.id}", self._seed))
+        return cold.to(own)
 
-        model, prompts = self._answerer.model, self._answerer.prompts
-        handle = self._layer.register_forward_hook(record)
-        try:
-            with evaluating(model):
-                for question in questions:
-                    ids = torch.tensor([prompts.encode(question)], device=model.device)
-                    model(input_ids=ids, use_cache=False, logits_to_keep=1)
-        finally:
-            handle.remove()
-        return torch.stack([s[0] for s in seen]), torch.stack([s[1] for s in seen])
-
-    def _train(self, edit: Edit, start: Tensor) -> Tensor:
-        value = start.detach().clone().requires_grad_(True)
-        optimizer = torch.optim.Adam([value], lr=self.lr)
-        last = len(self._answerer.prompts.encode(edit.prompt)) - 1
-
-        def replace(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-            before, after = output[:, :last], output[:, last + 1 :]
-            return torch.cat([before, value.expand(1, 1, -1), after], 1)
-
-        handle = self._layer.register_forward_hook(replace)
-        try:
-            for _ in range(self.steps):
-                (value.grad,) = torch.autograd.grad(answer_loss(self._answerer, edit), [value])
-                optimizer.step()
-        finally:
-            handle.remove()
-        return value.detach()
+    def _train(self, cache: StateCache, chosen: Sequence[tuple[int, AnswerRow]]) -> None:
+        """Train different entries, each on its row."""
+        places = [place for place, _ in chosen]
+        batch = cache.build([row for _, row in chosen]).select(torch.arange(len(chosen)))
+        start = torch.stack([self.codebook.values[place] for place in places]).detach()
+        kept = start.to(torch.promote_types(start.dtype, torch.float32), copy=True)
+        adam = StackedAdam({"value": kept}, self.lr)
+        for _ in range(self.steps):
+            value = kept.detach().requires_grad_()
+            each, _ = batch.losses(_change_at_prompt_end(batch, value))
+            adam.step({"value": torch.autograd.grad(each.sum(), value)[0]})
+        for place, trained in zip(places, kept.to(start.dtype), strict=True):
+            self.codebook.values[place] = trained
 
     @contextmanager
     def _attached(self) -> Iterator[None]:
@@ -199,3 +215,12 @@ class Grace:
             yield
         finally:
             handle.remove()
+
+
+def _change_at_prompt_end(batch: AnswerBatch, value: Tensor) -> Tensor:
+    """Return what makes ``value`` [N, d_out] the layer's output at the last prompt token."""
+    rows = torch.arange(len(value), device=value.device)
+    last = batch.acts.int().argmax(1)  # the first token at which an expert would act
+    output = batch.split.linear(batch.x[rows, last])
+    nothing = value.new_zeros(*batch.acts.shape, value.shape[1])
+    return nothing.index_put((rows, last), value - output)
