@@ -28,14 +28,11 @@ from lightning_suite.lmcd.layout import (
     split_wide,
     spread,
 )
+from lightning_suite.lmcd.packing_check import refuse_mask, refuse_window
 from lightning_suite.lmcd.prefix_cache import PrefixCache, ReadPrefix, join_cache, split_cache
 
 MODES = ("auto", "row", "packed", "cached")
 Mode = Literal["auto", "row", "packed", "cached"]
-# How far packed states may be from row states before the backbone counts as one that does not
-# take the mask: rounding is a thousand times smaller, a mask that is not obeyed much larger.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-_LOW_PRECISION_TOLERANCE = 0.1
 _WIDTH = 64  # most students of a row behind a cached prefix
 
 
@@ -268,18 +265,14 @@ class StudentFusion(nn.Module):
 
     def _check_packing(self, prefixes: Prefixes) -> None:
         """Fall back to ``row`` where the backbone does not obey the mask; tried out once."""
-        config = self.backbone.config
-        window = getattr(config, "sliding_window", None)
-        if not getattr(config, "use_sliding_window", True):
-            window = None
-        if window is not None and prefixes.input_ids.shape[1] >= window:
-            # a mask of one's own replaces the window, too
-            self._fall_back(f"its sliding window of {window} tokens is shorter than a prefix")
-        elif not self._checked:
+        reason = refuse_window(self.backbone.config, prefixes.input_ids.shape[1])
+        if reason is None and not self._checked:
             self._checked = True
-            reason = self._try_packing(prefixes)
-            if reason is not None:
-                self._fall_back(reason)
+            shared = getattr(self, f"_{self.mode}")
+            reason = refuse_mask(self.backbone, self._row, shared, prefixes)
+            self._cache.clear()
+        if reason is not None:
+            self._fall_back(reason)
 
     def _fall_back(self, reason: str) -> None:
         warnings.warn(
@@ -289,29 +282,6 @@ class StudentFusion(nn.Module):
             stacklevel=4,
         )
         self.mode = "row"
-
-    @torch.no_grad()
-    def _try_packing(self, prefixes: Prefixes) -> str | None:
-        """Compare with rows on a few tokens and three vectors; say what is wrong, if anything."""
-        ids = prefixes.input_ids[:1, :4].expand(2, -1)
-        lengths = prefixes.lengths[:1].clamp(max=4).repeat(2)
-        lengths[1] = (lengths[1] - 1).clamp(min=1)
-        part = Prefixes(ids, lengths)
-        rows = torch.tensor([0, 0, 1], device=ids.device)
-        vectors = self.backbone.get_input_embeddings().weight[:3].float()
-        training = self.backbone.training
-        self.backbone.eval()
-        try:
-            truth = torch.stack(self._row(part, rows, vectors)).double()
-            tried = torch.stack(getattr(self, f"_{self.mode}")(part, rows, vectors)).double()
-        except (ValueError, RuntimeError, TypeError, NotImplementedError, AssertionError) as err:
-            return f"it refuses the mask: {err}"
-        finally:
-            self.backbone.train(training)
-            self._cache.clear()
-        error = float((tried - truth).norm() / truth.norm())
-        allowed = _TOLERANCE.get(self._dtype, _LOW_PRECISION_TOLERANCE)
-        return None if error <= allowed else f"its states differ by {error:.1e} with the mask"
 
 
 def _inside(prefixes: Prefixes) -> Tensor:

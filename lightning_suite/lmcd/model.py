@@ -72,6 +72,19 @@ class DiagnosisModel(nn.Module):
         """Return what is reported of each student: [S, D]."""
         return self.head.proficiency(self.fusion.students.weight / self.units[0])
 
+    def kc_abilities(self, kcs: int) -> Tensor | None:
+        """Return each student's ability in each KC, [S, K], or one for all KCs, [S, 1].
+
+        Args:
+            kcs: K.
+
+        Returns:
+            None where abilities have nothing to do with KCs.
+        """
+        if not kcs or not (self.head.per_kc or self.head.num_abilities == 1):
+            return None
+        return self.proficiency()[:, : max(1, min(kcs, self.head.num_abilities))]
+
     def prior(self, students: Tensor) -> Tensor:
         """Return the prior's penalty on the abilities of these students: a scalar."""
         with _exact(students):

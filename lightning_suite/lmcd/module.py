@@ -13,10 +13,18 @@ from torch.nn import functional as F
 
 from lightning_suite.checkpoints import require_callbacks
 from lightning_suite.errors import SuiteError, check_choice
-from lightning_suite.lmcd.backbone import load_backbone, start_vector
+from lightning_suite.lmcd.assembly import (
+    TEXTS_AT_A_TIME,
+    assemble_model,
+    check_precision,
+    check_tables,
+    parameter_groups,
+    read_kc_vectors,
+)
+from lightning_suite.lmcd.backbone import load_backbone
 from lightning_suite.lmcd.baselines import rate_logits
-from lightning_suite.lmcd.fusion import MODES, StudentFusion
-from lightning_suite.lmcd.heads.registry import HEADS, NEEDS_KC_VECTORS, make_head
+from lightning_suite.lmcd.fusion import MODES
+from lightning_suite.lmcd.heads.registry import HEADS, NEEDS_KC_VECTORS
 from lightning_suite.lmcd.layout import Prefixes
 from lightning_suite.lmcd.metrics import DiagnosisMetrics
 from lightning_suite.lmcd.model import DiagnosisModel
@@ -24,7 +32,6 @@ from lightning_suite.seeding import seeded_by
 
 Batch = dict[str, Tensor]
 _VERSION = 1
-_TEXTS_AT_A_TIME = 16
 
 
 class LMCDModule(LightningModule):
@@ -43,7 +50,8 @@ class LMCDModule(LightningModule):
     all answers of all ranks.
 
     Supports accumulation, AMP and DDP. States are read out, and heads computed, in float32
-    whatever the backbone's type is.
+    whatever the backbone's type is; ``dtype: bfloat16`` is what a Trainer's ``bf16-true`` is for
+    other modules, and that is refused.
 
     Args:
         pretrained: Backbone: a folder written by ``save_pretrained``; ``package:NAME`` or a
@@ -129,6 +137,7 @@ class LMCDModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Make the tables of students and KCs, or check that they fit the data."""
+        check_precision(str(self.trainer.precision))
         data: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "student_ids"):
             raise SuiteError(
@@ -140,7 +149,7 @@ class LMCDModule(LightningModule):
             self._make(known, list(data.kc_ids), self._kc_vectors(data))
             return
         held = {"student_ids": self.student_ids, "kc_ids": self.kc_ids}
-        self._check_tables(held, known, list(data.kc_ids))
+        check_tables(held, known, list(data.kc_ids))
 
     def on_fit_start(self) -> None:
         """Take the units of the states, and start the difficulty, from the training exercises."""
@@ -152,7 +161,7 @@ class LMCDModule(LightningModule):
         # A few at a time: there may be thousands.
         prefixes = [
             Prefixes(**{key: value.to(self.device) for key, value in train.texts(part).items()})
-            for part in exercises.split(_TEXTS_AT_A_TIME)
+            for part in exercises.split(TEXTS_AT_A_TIME)
         ]
         self.model.measure_units(prefixes)
         if self.hparams["ridge_start"]:
@@ -208,17 +217,8 @@ class LMCDModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer of backbone, students and head, and its scheduler."""
-        fusion = self.model.fusion
-        groups: list[dict[str, Any]] = [
-            {"name": name, "params": params, **({} if lr is None else {"lr": lr})}
-            for name, params, lr in (
-                ("backbone", [p for p in fusion.backbone.parameters() if p.requires_grad], None),
-                ("students", [fusion.students.weight], self.hparams["lr_students"]),
-                ("head", list(self.model.head.parameters()), self.hparams["lr_heads"]),
-            )
-            if params
-        ]
-        optimizer = self.optimizer(groups)
+        rates = self.hparams["lr_students"], self.hparams["lr_heads"]
+        optimizer = self.optimizer(parameter_groups(self.model, *rates))
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
@@ -253,7 +253,7 @@ class LMCDModule(LightningModule):
         if self.student_ids != kept["student_ids"] or self.kc_ids != kept["kc_ids"]:
             if self.student_ids and self._trainer is not None:
                 # those whom it has beyond ours were attached after training
-                self._check_tables(kept, self.student_ids, self.kc_ids)
+                check_tables(kept, self.student_ids, self.kc_ids)
             vectors = state.get("model.head.kc_vectors")
             self._make(list(kept["student_ids"]), list(kept["kc_ids"]), vectors)
         for name, value in self.state_dict().items():
@@ -282,60 +282,17 @@ class LMCDModule(LightningModule):
 
     def _make(self, student_ids: list[str], kc_ids: list[str], kc_vectors: Tensor | None) -> None:
         """Make the model with tables of these students and KCs."""
-        h = self.hparams
         backbone = self._backbone if self._backbone is not None else self.model.fusion.backbone
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(h["init_seed"])
-            fusion = StudentFusion(
-                backbone,
-                len(student_ids),
-                start_vector(backbone, h["student_token"], h["pretrained"]),
-                noise=h["student_noise"],
-                seed=h["init_seed"],
-                mode=h["mode"],
-                # whoever reads as the start token reads each text once
-                cache_gib=0.0 if h["reader"] == "start" else h["cache_gib"],
-            )
-            head = make_head(
-                h["head"],
-                fusion.width,
-                len(kc_ids),
-                kc_vectors=kc_vectors,
-                options=h["head_options"],
-            )
-        if head.per_kc and not kc_ids:
-            raise SuiteError(f"LMCDModule: head {h['head']} diagnoses KCs, and the data has none.")
-        self.model = DiagnosisModel(fusion, head, h["reader"])
+        self.model = assemble_model(
+            backbone, len(student_ids), len(kc_ids), kc_vectors, self.hparams
+        )
         self._backbone = None
         self.student_ids, self.kc_ids = student_ids, kc_ids
 
-    @torch.no_grad()
     def _kc_vectors(self, data: Any) -> Tensor | None:
-        """Read each KC's name with the backbone: its last state, centred and of size 1."""
         if self.hparams["head"] not in NEEDS_KC_VECTORS or not data.kc_ids:
             return None
-        width = self._backbone.get_input_embeddings().weight.shape[1]
-        fusion = StudentFusion(self._backbone, 1, torch.zeros(width), mode="row").eval()
-        whole = Prefixes(**data.kc_prefixes)
-        parts = zip(*(table.split(_TEXTS_AT_A_TIME) for table in whole), strict=True)
-        states = torch.cat([fusion.exercise_states(Prefixes(*part)) for part in parts])
-        states = states - states.mean(0)
-        return states / states.square().mean().sqrt().clamp(min=1e-6)
-
-    @staticmethod
-    def _check_tables(kept: dict[str, list[str]], ours: list[str], kc_ids: list[str]) -> None:
-        """Refuse a checkpoint that lacks students of the data, or has other KCs."""
-        theirs = kept["student_ids"]
-        if kc_ids != kept["kc_ids"]:
-            raise SuiteError("LMCDModule: the checkpoint was trained on other KCs than this data.")
-        if theirs[: len(ours)] != ours:
-            known = set(theirs)
-            unknown = next((f": {s!r} is unknown to it" for s in ours if s not in known), "")
-            raise SuiteError(
-                f"LMCDModule: the data's students are not those of the checkpoint, in their order"
-                f"{unknown}. Attach new students with some of their answers "
-                "(AttachNewStudentsCallback)."
-            )
+        return read_kc_vectors(self._backbone, Prefixes(**data.kc_prefixes))
 
     def _add(self, metrics: DiagnosisMetrics, batch: Batch) -> dict[str, Tensor]:
         logits = self(batch)
@@ -366,7 +323,5 @@ class LMCDModule(LightningModule):
     def _diagnosis(self) -> tuple[Tensor, Tensor] | None:
         """Return what DOA needs; None where abilities have nothing to do with KCs."""
         q_matrix: Tensor = self.trainer.datamodule.data.q_matrix  # type: ignore[attr-defined]
-        kcs, head = q_matrix.shape[1], self.model.head
-        if not kcs or not (head.per_kc or head.num_abilities == 1):
-            return None
-        return self.model.proficiency()[:, : max(1, min(kcs, head.num_abilities))], q_matrix
+        abilities = self.model.kc_abilities(q_matrix.shape[1])
+        return None if abilities is None else (abilities, q_matrix)

@@ -118,6 +118,74 @@ def test_a_backbone_that_does_not_obey_the_mask_falls_back_with_a_message(
     assert torch.equal(fused.relative, truth.relative)
 
 
+class RoundedUnderAutocast:
+    """Attention of a machine whose packed and single rows round differently in bfloat16."""
+
+    def __init__(self, model: Any) -> None:
+        model.layers[0].self_attn.o_proj.register_forward_hook(self._round)
+        self.calls = 0
+
+    def _round(self, module: Any, inputs: Any, out: Tensor) -> Tensor | None:
+        self.calls += 1
+        return out * (1 + 2**-7 * (-1) ** self.calls) if torch.is_autocast_enabled("cpu") else None
+
+
+@pytest.mark.parametrize("mode", ["packed", "cached"])
+def test_rounding_under_mixed_precision_is_no_reason_to_fall_back(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = backbone("llama")
+    RoundedUnderAutocast(model)
+    made = fusion(model, mode)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fused = made(*batch())  # a warning is an error
+    assert made.mode == mode
+    assert {state.dtype for state in fused} == {torch.float32}
+    truth = fusion(backbone("llama"), "row")(*batch())
+    assert EXACT < error(fused.relative, truth.relative) < 0.05
+    # a mask that is not obeyed still shows
+    monkeypatch.setattr(fusion_module, "packed_mask", see_everything)
+    made = fusion(model, mode)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.warns(UserWarning, match="its states differ by .* with the mask"),
+    ):
+        made(*batch())
+    assert made.mode == "row"
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_backbone_in_low_precision_shares_prefixes_and_a_wrong_mask_still_shows(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for mode in ("packed", "cached"):
+        made = fusion(backbone(kind).to(dtype), mode)  # type: ignore[arg-type]
+        made(*batch())
+        assert made.mode == mode
+    for name, wrong in (("packed_mask", see_everything), ("packed_positions", next_positions)):
+        with monkeypatch.context() as patched:
+            patched.setattr(fusion_module, name, wrong)
+            made = fusion(backbone(kind).to(dtype), "packed")
+            with pytest.warns(UserWarning, match="its states differ by .* with the mask"):
+                made(*batch())
+
+
+def test_a_backbone_that_refuses_a_mask_of_four_dimensions_falls_back_with_its_words() -> None:
+    model = backbone("llama")
+
+    def refuse(module: Any, args: Any, given: dict[str, Any]) -> None:
+        if given["attention_mask"].dim() == 4:
+            raise ValueError("attention_mask must be of shape (batch, length)")
+
+    model.register_forward_pre_hook(refuse, with_kwargs=True)
+    made = fusion(model, "packed")
+    with pytest.warns(UserWarning, match=r"it refuses the mask: .* of shape \(batch, length\)\)"):
+        fused = made(*batch())
+    assert made.mode == "row"
+    assert torch.equal(fused.relative, fusion(model, "row")(*batch()).relative)
+
+
 def test_a_backbone_without_positions_falls_back_with_a_message() -> None:
     torch.manual_seed(0)
     bloom = {"model_type": "bloom", "vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 2}

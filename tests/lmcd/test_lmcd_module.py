@@ -186,6 +186,37 @@ def test_adapters_or_the_whole_backbone_are_trained(backbone: Any, tmp_path: Pat
     assert [group["name"] for group in groups] == ["backbone", "students", "head"]
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("bf16-true", "bfloat16"), ("16-true", "float16"), ("64-true", "float64")],
+)
+def test_a_precision_for_everything_is_refused_and_that_of_the_backbone_is_not(
+    precision: Any, dtype: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(SuiteError, match=rf"trainer.precision is {precision}.*dtype.* to {dtype}"):
+        trainer(tmp_path, precision=precision).fit(module(), data(tmp_path))
+    fitted = module(dtype=dtype, head="kancd")
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(fitted, data(tmp_path))
+    fusion = fitted.model.fusion
+    assert {str(p.dtype) for p in fusion.backbone.parameters()} == {f"torch.{dtype}"}
+    assert {p.dtype for p in fitted.parameters() if p.requires_grad} == {torch.float32}
+    assert fusion.mode == "cached"
+    assert torch.isfinite(fit.callback_metrics["lmcd/val_nll"])
+
+
+@pytest.mark.parametrize("backbone", ["frozen", "full"])
+def test_mixed_precision_shares_texts_and_stays_near_float32(backbone: Any, tmp_path: Path) -> None:
+    scores = []
+    for precision in ("32-true", "bf16-mixed"):
+        fitted = module(backbone=backbone)
+        fit = trainer(tmp_path, max_epochs=1, precision=precision)
+        fit.fit(fitted, data(tmp_path))  # a fallback to rows would warn, and that is an error
+        assert fitted.model.fusion.mode == ("cached" if backbone == "frozen" else "packed")
+        scores.append(fit.test(fitted, data(tmp_path), verbose=False)[0]["lmcd/test_nll"])
+    assert scores[1] == pytest.approx(scores[0], rel=0.05)
+
+
 def test_prediction_covers_every_pair(tmp_path: Path) -> None:
     fitted, source = module(reader="start"), data(tmp_path)
     fit = trainer(tmp_path, max_epochs=1)
