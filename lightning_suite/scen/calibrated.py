@@ -8,12 +8,11 @@ small model of the examples they come with the package (``data/calibrations.json
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.resources import files
@@ -24,20 +23,20 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_suite.files import write_json
+from lightning_suite.json_text import load_json
 from lightning_suite.language.gguf import cache_folder
 from lightning_suite.scen import calibration, relation_metric
 from lightning_suite.scen.calibration import ExpertTrial, try_experts, try_gate
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.experts import ExpertSettings
-from lightning_suite.scen.kept_states import weights_hash
 from lightning_suite.scen.layer_choice import causal_lm, find_layer
+from lightning_suite.scen.outcome_keys import data_hash, outcome_key
 from lightning_suite.scen.prompts import PromptFormat
 from lightning_suite.scen.reference_data import calibration_edits
 
 FORMAT = 1
 EDITS = 16  # that each setting is tried on
-_QUESTION = "What is this?"  # shows what the template makes of a question
 _SHIPPED = "calibrations.jsonl"
 _WORDINGS = "relation_wordings.jsonl"
 
@@ -63,15 +62,15 @@ def calibrated_experts(
         what was chosen), ``data``.
     """
     edits = calibration_edits()[:EDITS]
-    wordings = _data_hash(_WORDINGS)
+    wordings = data_hash(_WORDINGS)
     facts = {
         "what": "experts",
         "settings": asdict(settings),
         "layer": layer,
         "edits": [len(edits), wordings],
-        "contexts": _data_hash("reference_questions.jsonl"),
+        "contexts": data_hash("reference_questions.jsonl"),
     }
-    key = _key(model, prompts, facts)
+    key = outcome_key(model, prompts, facts, FORMAT)
 
     def find() -> dict[str, Any]:
         with _fast(model):
@@ -98,7 +97,7 @@ def calibrated_gate(model: nn.Module, prompts: PromptFormat, layer: str) -> dict
     Returns:
         Plain values: ``placeholder``, ``probe``, ``trials`` (the best first), ``data``.
     """
-    wordings = _data_hash(_WORDINGS)
+    wordings = data_hash(_WORDINGS)
     facts = {
         "what": "gate",
         "placeholders": list(calibration.PLACEHOLDERS),
@@ -106,7 +105,7 @@ def calibrated_gate(model: nn.Module, prompts: PromptFormat, layer: str) -> dict
         "wordings": wordings,
         "measure": relation_metric.MEASURE,
     }
-    key = _key(model, prompts, facts)
+    key = outcome_key(model, prompts, facts, FORMAT)
 
     def find() -> dict[str, Any]:
         with _fast(model):
@@ -182,8 +181,8 @@ def _kept(key: str, what: str, find: Callable[[], dict[str, Any]]) -> dict[str, 
         return shipped
     path = cache_folder() / "calibration" / f"{key}.json"
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["key"] == key:
+        kept = load_json(path.read_bytes())
+        if kept["key"] == key and _is_outcome(kept["found"]):
             found: dict[str, Any] = kept["found"]
             return found
     except (OSError, ValueError, KeyError, TypeError):
@@ -196,30 +195,20 @@ def _kept(key: str, what: str, find: Callable[[], dict[str, Any]]) -> dict[str, 
     return found
 
 
+def _is_outcome(found: Any) -> bool:
+    """Say whether a file of the cache holds what a trial finds: it may be damaged."""
+    if not isinstance(found, dict):
+        return False
+    kinds: dict[str, Any] = {"layer": str, "lr": float, "placeholder": str, "probe": str}
+    kinds |= {"trials": list, "data": str}
+    whole = {"layer", "lr"} <= found.keys() or {"placeholder", "probe"} <= found.keys()
+    return whole and all(isinstance(found.get(key), kinds[key]) for key in kinds if key in found)
+
+
 def _shipped() -> dict[str, dict[str, Any]]:
     file = files("lightning_suite").joinpath("data", _SHIPPED)
     rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     return {row["key"]: row["found"] for row in rows}
-
-
-def _key(model: nn.Module, prompts: PromptFormat, facts: Mapping[str, Any]) -> str:
-    return _hash(
-        {
-            "format": FORMAT,
-            "model": weights_hash(causal_lm(model)),
-            "prompt": prompts.encode_answer(_QUESTION, "Yes"),
-            **facts,
-        }
-    )
-
-
-def _data_hash(name: str) -> str:
-    file = files("lightning_suite").joinpath("data", name)
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

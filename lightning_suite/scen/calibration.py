@@ -24,9 +24,9 @@ from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.expert_table import edited_output
 from lightning_suite.scen.expert_training import ExpertTask, train_experts
 from lightning_suite.scen.experts import ExpertSettings
-from lightning_suite.scen.gates.subject import PROBE, wording_features
 from lightning_suite.scen.layer_choice import causal_lm, find_layer, layer_bias
 from lightning_suite.scen.prompts import PromptFormat
+from lightning_suite.scen.question_readings import PROBE, wording_features
 from lightning_suite.scen.reference_data import calibration_edits, relation_wordings
 from lightning_suite.scen.relation_metric import recall
 

@@ -13,13 +13,19 @@ from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.language.batching import token_budget_batches
 from lightning_suite.scen.answer_states import common_beginning
+from lightning_suite.scen.beginnings import Beginning, KeptBeginnings, packed
 from lightning_suite.scen.layer_choice import causal_lm, find_layer
 from lightning_suite.scen.prompts import PromptFormat
-from lightning_suite.scen.upper_layers import KeyValues, cached_key_values
+from lightning_suite.scen.upper_layers import cached_key_values
 
 # A beginning that prompts share is read once where that saves this many tokens.
 _WORTH_SHARING = 256
+_WORTH_KEEPING = 8  # tokens of a beginning that is kept from call to call
+# As many tokens are read in one row: beyond, padding costs little, and who sees whom much. With a
+# beginning it is less than the windows (512 tokens and more) that some models attend to.
+_PACKED = 256
 _CLOSE = 0.05  # of the largest number of a state: rounding, in any precision
+_UNABLE = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
 
 
 _Read = Callable[[dict[str, Any]], Tensor]
@@ -42,6 +48,9 @@ class PromptEncoder:
 
     Attributes:
         layer: Dotted name of the map inside the causal LM.
+        beginnings: Texts with which prompts are known to begin. Where :meth:`final_states` has read
+            one, its keys and values are kept for all later calls, so that a prompt costs no more
+            than its other tokens; see :class:`~lightning_suite.scen.beginnings.KeptBeginnings`.
 
     Raises:
         SuiteError: The model has no such layer.
@@ -59,7 +68,10 @@ class PromptEncoder:
         self.model, self.format = causal_lm(model), format
         self.layer, self._module = find_layer(self.model, layer)
         self.unedited, self.token_budget = unedited, token_budget
+        self.beginnings: tuple[str, ...] = ()
+        self.kept = KeptBeginnings()
         self._goes_on: bool | None = None  # from keys and values of a beginning; None: not tried
+        self._packs: bool | None = None  # several sequences in a row; None: not tried
 
     def prompts(self, questions: Sequence[str]) -> list[str]:
         """Return the prompts, template included, of ``questions``."""
@@ -74,7 +86,7 @@ class PromptEncoder:
         Returns:
             [N, d_in], float32, on the model's device; nothing above the layer is computed.
         """
-        return self._encode(prompts, self._layer_input)
+        return self._encode(prompts, self._layer_input).float()
 
     def final_states(self, prompts: Sequence[str]) -> Tensor:
         """Return what the output layer reads at each prompt's last token: after the final norm.
@@ -83,9 +95,9 @@ class PromptEncoder:
             prompts: N texts, template included.
 
         Returns:
-            [N, hidden size], float32, on the model's device.
+            [N, hidden size], float32 (float64 of a model in float64), on the model's device.
         """
-        return self._encode(prompts, self._final_state)
+        return self._encode(prompts, self._final_state, self.beginnings)
 
     def _layer_input(self, batch: dict[str, Any]) -> Tensor:
         seen: list[Tensor] = []
@@ -112,78 +124,138 @@ class PromptEncoder:
         return self.model.get_decoder()
 
     @torch.no_grad()
-    def _encode(self, prompts: Sequence[str], read: _Read) -> Tensor:
+    def _encode(
+        self, prompts: Sequence[str], read: _Read, beginnings: Sequence[str] = ()
+    ) -> Tensor:
         ids = [self.format.encode_text(prompt) for prompt in prompts]
         device = next(self.model.parameters()).device
-        found: list[Tensor] = [torch.empty(0)] * len(ids)
+        if not ids:
+            return torch.empty(0, 0, device=device)
         with self.unedited(), _evaluating(self.model):
-            begun = self._beginning(ids, read, device)
-            rests = [tokens[begun.length :] for tokens in ids]
-            for rows in token_budget_batches([len(rest) for rest in rests], self.token_budget):
-                states = self._read(begun, [rests[row] for row in rows], read, device)
+            begun = self._begun(ids, read, beginnings)
+            rests = [tokens[len(start) :] for tokens, start in zip(ids, begun, strict=True)]
+            if beginnings and len(rests) > 1 and sum(map(len, rests)) <= _PACKED:
+                found = self._read_together(begun, rests, read)
+            else:
+                found = self._read_apart(begun, rests, read)
+        return torch.stack(found)
+
+    def _read_apart(
+        self, begun: Sequence[Beginning], rests: Sequence[list[int]], read: _Read
+    ) -> list[Tensor]:
+        """Return the states at the ends of sequences, a pass for those of each beginning."""
+        found: list[Tensor] = [torch.empty(0)] * len(rests)
+        for start in {id(start): start for start in begun}.values():
+            group = [row for row, own in enumerate(begun) if own is start]
+            lengths = [len(rests[row]) for row in group]
+            for batch in token_budget_batches(lengths, self.token_budget):
+                rows = [group[place] for place in batch]
+                states = self._read(start, [rests[row] for row in rows], read)
                 for row, state in zip(rows, states, strict=True):
                     found[row] = state
-        return torch.stack(found) if found else torch.empty(0, 0, device=device)
+        return found
 
-    def _read(
-        self, begun: _Beginning, rests: Sequence[list[int]], read: _Read, device: torch.device
+    def _read_together(
+        self, begun: Sequence[Beginning], rests: Sequence[list[int]], read: _Read
     ) -> list[Tensor]:
+        """Return the same from a single pass, if the model can keep sequences of a row apart.
+
+        Whether it can is seen the first time: states must come out as from passes of their own.
+        """
+        if self._packs is False or not any(map(len, begun)):
+            return self._read_apart(begun, rests, read)
+        try:
+            given, ends = packed(begun, rests, next(self.model.parameters()).dtype)
+            states = _precise(read(self._placed(given))[0, ends])
+            found = [*states]
+        except _UNABLE:
+            self._packs = False
+        if self._packs:
+            return found
+        apart = self._read_apart(begun, rests, read)
+        if self._packs is None:
+            self._packs = _alike(states, torch.stack(apart))
+        return apart
+
+    def _read(self, begun: Beginning, rests: Sequence[list[int]], read: _Read) -> list[Tensor]:
         """Return the states at the ends of sequences that all have the same beginning."""
         # On the right: the causal mask alone keeps padding out of what is read.
         batch: dict[str, Any] = self.format.batch(rests, side="right")
-        if begun.length:
+        if len(begun):
             mask = batch["attention_mask"]
-            batch["attention_mask"] = torch.cat([mask.new_ones(len(mask), begun.length), mask], 1)
-        batch = {name: value.to(device) for name, value in batch.items()}
-        if begun.length:
+            batch["attention_mask"] = torch.cat([mask.new_ones(len(mask), len(begun)), mask], 1)
             batch |= {"past_key_values": begun.cache(len(rests)), "use_cache": True}
-        states = read(batch)
-        return [state[len(rest) - 1].float() for rest, state in zip(rests, states, strict=True)]
+        states = read(self._placed(batch))
+        return [_precise(state[len(rest) - 1]) for rest, state in zip(rests, states, strict=True)]
 
-    def _beginning(self, ids: Sequence[list[int]], read: _Read, device: torch.device) -> _Beginning:
-        """Read what all sequences begin with, if that is worth it and the model can go on from it.
+    def _placed(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return arguments of the model with their tensors where it is."""
+        device = next(self.model.parameters()).device
+        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()}
 
-        Whether it can is seen at the first sequence: states must come out as from the whole of it.
+    def _begun(
+        self, ids: Sequence[list[int]], read: _Read, beginnings: Sequence[str]
+    ) -> list[Beginning]:
+        """Return the beginning from which each sequence is read on: one that is kept, or shared."""
+        nothing = Beginning()
+        kept: list[Beginning] = []
+        if beginnings and self._goes_on is not False:
+            kept = self.kept.get(self.model, beginnings, lambda text: self._known(text, ids, read))
+        begun = [
+            max((start for start in kept if start.starts(tokens)), key=len, default=nothing)
+            for tokens in ids
+        ]
+        if self._goes_on is False:  # as the first of them has shown
+            begun = [nothing] * len(ids)
+        others = [tokens for tokens, start in zip(ids, begun, strict=True) if not len(start)]
+        shared = self._shared(others, read)
+        return [start if len(start) else shared for start in begun]
+
+    def _known(self, text: str, ids: Sequence[list[int]], read: _Read) -> Beginning:
+        """Read a text with which prompts begin; none if it is short."""
+        # Its last tokens may be joined with what follows: those that stay whatever it is.
+        longer = [tuple(self.format.encode_text(text + more)) for more in ("a", "The", "1", '"')]
+        tokens = common_beginning(longer)
+        if len(tokens) < _WORTH_KEEPING:
+            return Beginning()
+        asked = next((own for own in ids if tuple(own[: len(tokens)]) == tokens), [*longer[1]])
+        return self._tried(tokens, asked, read)
+
+    def _shared(self, ids: Sequence[list[int]], read: _Read) -> Beginning:
+        """Read what all sequences begin with, if that is worth it."""
+        tokens = common_beginning(list(map(tuple, ids))) if len(ids) > 1 else ()
+        if self._goes_on is False or len(tokens) * (len(ids) - 1) < _WORTH_SHARING:
+            return Beginning()
+        return self._tried(tokens, ids[0], read)
+
+    def _tried(self, tokens: Sequence[int], asked: list[int], read: _Read) -> Beginning:
+        """Read a beginning, if the model can go on from it.
+
+        Whether it can is seen at the first sequence, ``asked``: its state must come out as from
+        the whole of it.
         """
-        nothing = _Beginning([])
-        length = len(common_beginning(list(map(tuple, ids)))) if len(ids) > 1 else 0
-        if self._goes_on is False or length * (len(ids) - 1) < _WORTH_SHARING:
-            return nothing
+        nothing = Beginning()
         try:
             cache = import_extra("transformers", "llm").DynamicCache()
-            start = torch.tensor([ids[0][:length]], device=device)
-            mask = torch.ones_like(start)
-            read(
-                {
-                    "input_ids": start,
-                    "attention_mask": mask,
-                    "past_key_values": cache,
-                    "use_cache": True,
-                }
-            )
-            begun = _Beginning(cached_key_values(cache))
+            start = torch.tensor([tokens])
+            given = {"input_ids": start, "attention_mask": torch.ones_like(start)}
+            read(self._placed({**given, "past_key_values": cache, "use_cache": True}))
+            begun = Beginning(tokens, cached_key_values(cache))
             if self._goes_on is None:
-                (ours,) = self._read(begun, [ids[0][length:]], read, device)
-                (whole,) = self._read(nothing, [ids[0]], read, device)
-                self._goes_on = bool((ours - whole).abs().max() <= _CLOSE * whole.abs().max())
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
+                (ours,) = self._read(begun, [asked[len(tokens) :]], read)
+                (whole,) = self._read(nothing, [asked], read)
+                self._goes_on = _alike(ours, whole)
+        except _UNABLE:
             self._goes_on = False  # a model that is built otherwise fails in its own way
         return begun if self._goes_on else nothing
 
 
-class _Beginning:
-    """Keys and values of tokens with which many sequences begin; one pair a decoder layer."""
+def _alike(ours: Tensor, theirs: Tensor) -> bool:
+    return bool((ours - theirs).abs().max() <= _CLOSE * theirs.abs().max())
 
-    def __init__(self, layers: Sequence[KeyValues]) -> None:
-        self._layers = layers
-        self.length = layers[0][0].shape[-2] if layers else 0
 
-    def cache(self, rows: int) -> Any:
-        """Return a cache that begins with it in each of ``rows`` rows."""
-        made = import_extra("transformers", "llm").DynamicCache()
-        for index, (keys, values) in enumerate(self._layers):
-            made.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
-        return made
+def _precise(states: Tensor) -> Tensor:
+    return states if states.dtype == torch.float64 else states.float()
 
 
 class _Reached(Exception):  # noqa: N818 - not an error: it ends a forward pass early

@@ -9,19 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write
 from lightning_suite.language.gguf import cache_folder
 from lightning_suite.scen.encoder import PromptEncoder
+from lightning_suite.scen.weights import weights_hash
 
 _FORMAT = 1  # of the key: a change of what is read is a change of this
-# Of each parameter, as many numbers go into the hash: any training moves nearly all of them.
-_NUMBERS = 4096
 # Parameters times texts from which on reading takes longer than a few seconds.
 _WORTH_KEEPING = 10**10
 
@@ -43,7 +40,7 @@ def kept_final_states(encoder: PromptEncoder, prompts: Sequence[str]) -> Tensor:
     safetensors = import_extra("safetensors.torch", "llm")
     try:
         found: Tensor = safetensors.load(path.read_bytes())["states"]
-        if len(found) == len(prompts):
+        if found.ndim == 2 and len(found) == len(prompts) and found.is_floating_point():
             return found
     except (OSError, ValueError, KeyError, import_extra("safetensors", "llm").SafetensorError):
         pass
@@ -51,14 +48,3 @@ def kept_final_states(encoder: PromptEncoder, prompts: Sequence[str]) -> Tensor:
     with atomic_write(path, "wb") as file:
         file.write(safetensors.save({"states": found.contiguous()}))
     return found
-
-
-def weights_hash(model: nn.Module) -> str:
-    """Return a hash of names, shapes and types of all parameters, and of a sample of each."""
-    digest: Any = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, len(flat) // _NUMBERS)].cpu().contiguous()
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        digest.update(sample.view(torch.uint8).numpy())
-    return str(digest.hexdigest())

@@ -129,6 +129,11 @@ class PromptFormat:
             starts.append(opened.end())
         return asked[max(starts) :] if starts else prompt
 
+    @property
+    def opening(self) -> str:
+        """Return what every prompt begins with before its question: the template's own words."""
+        return self._frame[0]
+
     @cached_property
     def _frame(self) -> tuple[str, str, tuple[str, ...]]:
         """Return what stands before and after a question, and between it and an earlier turn."""

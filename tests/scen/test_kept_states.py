@@ -11,7 +11,7 @@ from glass_lm import glass_model, glass_tokenizer
 
 from lightning_suite.scen import kept_states
 from lightning_suite.scen.encoder import PromptEncoder
-from lightning_suite.scen.kept_states import kept_final_states, weights_hash
+from lightning_suite.scen.kept_states import kept_final_states
 from lightning_suite.scen.prompts import PromptFormat
 
 PROMPTS = ["The dog", "Once upon a time there was", "Tom"]
@@ -67,15 +67,3 @@ class TestLargeModels:
 def test_what_is_quickly_read_is_not_kept(tmp_path: Path) -> None:
     kept_final_states(encoder(), PROMPTS)
     assert not list(tmp_path.rglob("*.safetensors"))
-
-
-def test_a_hash_of_weights_sees_every_parameter() -> None:
-    model = glass_model()
-    before = weights_hash(model)
-    assert weights_hash(glass_model()) == before
-    for parameter in model.parameters():
-        kept = parameter.data.clone()
-        parameter.data.add_(1e-3)
-        assert weights_hash(model) != before
-        parameter.data.copy_(kept)
-    assert weights_hash(model.bfloat16()) != before

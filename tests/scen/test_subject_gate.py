@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from glass_lm import glass_model, glass_tokenizer
 
+from lightning_suite.scen.attachment import attach
+from lightning_suite.scen.bank import ExpertBank
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
+from lightning_suite.scen.fingerprint import identify
 from lightning_suite.scen.gates.base import MISS, PromptQuery, Routing
-from lightning_suite.scen.gates.subject import EXAMPLES, SubjectRelationGate
+from lightning_suite.scen.gates.subject import SubjectRelationGate
 from lightning_suite.scen.prompts import PromptFormat
+from lightning_suite.scen.question_readings import EXAMPLES
 
 EDITS = [
     Edit("capital", "What is the capital of France?", "Lyon", "France"),
@@ -125,6 +129,82 @@ def test_scores_are_ratios_for_the_known_wordings(
     torch.testing.assert_close(
         routing.score[0], (capital, food)[int(routing.nearest)], atol=1e-3, rtol=1e-3
     )
+
+
+class TestBeginningsThatAreKept:
+    """A question is read after kept keys and values: it must not show in any score."""
+
+    ASKED = ("Which city is the capital of France?", "Do you know what France eats?",
+             "Is there rice in Korea?", "Where does Tom live?")  # fmt: skip
+
+    @pytest.fixture
+    def exact(self, fitted: dict[str, Any]) -> SubjectRelationGate:
+        prompts = PromptFormat(glass_tokenizer(), "Q: {prompt}\nA: {response}")
+        gate = SubjectRelationGate(PromptEncoder(glass_model(torch.float64), prompts)).double()
+        gate.load_state_dict(fitted)
+        gate.add(EDITS[1:], [1, 2, 3])
+        return gate
+
+    def in_full(self, gate: SubjectRelationGate) -> Routing:
+        """Every question and reading by itself, from its first token on."""
+        read = gate.encoder.final_states
+
+        def each(prompts: list[str]) -> torch.Tensor:
+            gate.encoder.beginnings = ()
+            return torch.cat([read([prompt]) for prompt in prompts])
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gate.encoder, "final_states", each)
+            return ask(gate, *self.ASKED)
+
+    def test_scores_are_those_of_reading_in_full(self, exact: SubjectRelationGate) -> None:
+        truth = self.in_full(exact)
+        assert truth.nearest.tolist()[-1] == MISS
+        assert (truth.nearest[:-1] != MISS).all()
+        together = ask(exact, *self.ASKED)
+        alone = [ask(exact, question) for question in self.ASKED]
+        for part, expected in enumerate(truth):
+            torch.testing.assert_close(together[part], expected, atol=1e-9, rtol=1e-9)
+            ours = torch.cat([routing[part] for routing in alone])
+            torch.testing.assert_close(ours, expected, atol=1e-9, rtol=1e-9)
+
+    def test_an_edits_own_words_are_not_read_again(
+        self, gate: SubjectRelationGate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gate.encoder, "final_states", lambda *_: pytest.fail("read again"))
+        assert ask(gate, *(edit.prompt for edit in EDITS)).expert.tolist() == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize("beams", [1, 3])
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_generation_goes_its_own_way(
+        self, exact: SubjectRelationGate, beams: int, side: Literal["left", "right"]
+    ) -> None:
+        model, prompts = exact.encoder.model, exact.encoder.format
+        bank = ExpertBank(identify(model, exact.encoder.layer), exact, template=prompts.template)
+        exact.remove([0, 1, 2, 3])
+        bank.insert(EDITS, {n: torch.ones(4, *s) for n, s in bank.table.shapes.items()})
+        exact.thresholds.fill_(1e6)  # all but the edits' own words are the base model's
+        ids = [prompts.encode(question) for question in (*self.ASKED, EDITS[1].prompt)]
+        batch = prompts.batch(ids, side)
+        options = {"max_new_tokens": 4, "num_beams": beams, "do_sample": False}
+        plain = model.generate(**batch, **options)
+        memory = []
+        for _ in range(2):
+            with attach(bank, model, prompts.tokenizer) as handle:
+                edited = model.generate(**batch, **options)
+                assert handle.last_routing is not None
+                fired = handle.last_routing.expert.tolist()
+            assert fired == [MISS] * 4 * beams + [1] * beams or fired == [MISS] * 4 + [1]
+            assert torch.equal(edited[:4, : plain.shape[1]], plain[:4, : edited.shape[1]])
+            memory.append(exact.encoder.kept.bytes)
+        assert memory[0] == memory[1] > 0
+
+    def test_no_state_holds_them(self, gate: SubjectRelationGate) -> None:
+        ask(gate, *self.ASKED)
+        assert gate.encoder.kept.bytes > 0
+        assert {name for name in gate.state_dict() if name != "_extra_state"} == {
+            "features", "mean", "matrix", "between", "thresholds"
+        }  # fmt: skip
 
 
 def test_the_longest_name_is_meant(gate: SubjectRelationGate) -> None:

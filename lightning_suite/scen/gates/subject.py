@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_suite.errors import SuiteError
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.gates.base import Gate, PromptQuery, Routing
 from lightning_suite.scen.gates.keyed import misses
-from lightning_suite.scen.kept_states import kept_final_states
-from lightning_suite.scen.reference_data import wordings_by_kind
-from lightning_suite.scen.relation_metric import Relation, RelationMetric, fit_relation_metric
+from lightning_suite.scen.known_metrics import known_metric
+from lightning_suite.scen.question_readings import PROBE, read_questions
+from lightning_suite.scen.relation_metric import RelationMetric
 from lightning_suite.scen.subjects import SubjectIndex, Words, edit_aliases, edit_subject, replaced
 from lightning_suite.scen.whitening import Whitening
 
-# Begins the answer, so that the state after it is about what is asked and not how to phrase it.
-PROBE = "The question asks for the"
-# Show how to say in few words what is asked; none is an edit's relation or a calibration's.
-_SHOWN = (
-    ("Which shoes fit X?", "shoe size"),
-    ("By whom was X repaired after the fire?", "person who repaired it"),
-    ("On what day of the week is the market held in X?", "weekday of the market"),
-    ("Somebody waters the roses of X. Who is it?", "gardener"),
-    ("X was closed to visitors when?", "year of closing"),
-    ("If you brought X home, which room would it go in?", "room where it belongs"),
-    ("How much did people pay for X in the old days?", "old price"),
-    ("X moved here from which village?", "village of origin"),
-    ("Give the number of doors of X.", "number of doors"),
-    ("What do children shout when they see X?", "shout of the children"),
-)
-EXAMPLES = "".join(f"{question} -> {asked}\n" for question, asked in _SHOWN)
 _NAMES_SHOWN = 5
 
 
@@ -52,12 +37,13 @@ class SubjectRelationGate(Gate):
        punctuation aside), in time that does not grow with the number of edits. A prompt without
        any is the base model's, at no further cost.
     2. The prompt with a placeholder for the subject, and with an answer that begins "The question
-       asks for the", is read by the base model; with ``examples`` once more, after examples of
-       questions and of what they ask for. From its final states and those of the edit's own
-       prompt and paraphrases follows how much likelier it is that they ask the same than that
+       asks for the", is read by the base model, and with ``examples`` also after examples of
+       questions and of what they ask for, both in one pass over the question's own tokens: keys
+       and values of what stands before it are kept. From its final states and those of the edit's
+       own prompt and paraphrases follows how much likelier it is that they ask the same than that
        they do not. What is the same, and the threshold, come from the wordings of other relations
-       (:mod:`~lightning_suite.scen.relation_metric`). A prompt that is word for word one of the
-       edit's own needs no comparison.
+       (:mod:`~lightning_suite.scen.relation_metric`). A prompt that is word for word one of an
+       edit's own is not read at all.
 
     Edits that ask the same of different subjects share their wordings: a million edits of ten
     relations have ten keys. Another name of the subject is
@@ -69,8 +55,8 @@ class SubjectRelationGate(Gate):
         probe: How the answer begins after which the state is read.
         false_rate: Share of questions that may pass of those about the relations nearest to an
             edit's, among what ships with the package.
-        examples: Read the question after ten examples too: a second forward pass of those that
-            name a subject. Without it more rephrases are missed and more near questions taken.
+        examples: Read the question after ten examples too. Without it more rephrases are missed
+            and more near questions taken.
     """
 
     kind = "subject"
@@ -158,7 +144,7 @@ class SubjectRelationGate(Gate):
             for slots, text in self._candidates(prompt)
         ]
         texts = list(dict.fromkeys(text for _, _, text in asked))
-        states = self._encode(texts) if texts else self.features
+        states = self._states(texts) if texts else self.features
         place = {text: number for number, text in enumerate(texts)}
         metric, scores, sure = self.metric, dict[tuple[int, ...], Tensor](), set[int]()
         for row, slots, text in asked:
@@ -173,6 +159,30 @@ class SubjectRelationGate(Gate):
                     sure |= {row} if same else set()
                     nearest[row], score[row], margin[row] = slot, above + limit, above
         return Routing(torch.where(margin >= 0, nearest, expert), nearest, score, margin)
+
+    def check(self) -> None:
+        """Refuse lookups that do not fit the tables."""
+        texts = (self.placeholder, self.probe, *self._wordings)
+        numbers = [number for key in self._keys.values() for number in key.wordings]
+        learnt = len(self.mean)
+        fits = (
+            all(isinstance(text, str) for text in texts)
+            and isinstance(self.examples, bool)
+            and type(self.false_rate) in (int, float)
+            and all(type(slot) is int and slot >= 0 for slot in self._keys)
+            and all(type(number) is int and 0 <= number < len(self._wordings) for number in numbers)
+            and all(key.wordings for key in self._keys.values())
+            and (not learnt or self.matrix.shape[:1] == self.mean.shape)
+            and (
+                not (learnt and self._wordings)
+                or self.features.shape == (len(self._wordings), self.matrix.shape[1])
+            )
+            and (not learnt or self.between.shape == self.matrix.shape[1:])
+            and self.thresholds.ndim == 1
+            and bool(len(self.thresholds)) == bool(learnt)
+        )
+        if not fits:
+            raise SuiteError("the lookups of the gate 'subject' do not fit its tables.")
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return subjects and wordings as plain values."""
@@ -212,11 +222,12 @@ class SubjectRelationGate(Gate):
     def _prepare(self) -> None:
         """Learn the metric if that was not done; a bank of an older format has another one."""
         if not self.mean.numel():
-            relations = wording_features(
-                self.encoder, self.placeholder, self.probe, examples=self.examples
-            )
-            metric = fit_relation_metric(
-                relations, false_rate=self.false_rate, views=1 + self.examples
+            metric = known_metric(
+                self.encoder,
+                self.placeholder,
+                self.probe,
+                false_rate=self.false_rate,
+                examples=self.examples,
             )
             self.mean, self.matrix = (t.to(self.mean) for t in metric.whitening)
             self.between = metric.between.to(self.mean)
@@ -241,9 +252,19 @@ class SubjectRelationGate(Gate):
             }
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def _states(self, questions: Sequence[str]) -> Tensor:
+        """Return what is known of questions; those in an edit's own words have been read."""
+        new = [text for text in questions if text not in self._wordings]
+        fresh = iter(self._encode(new) if new else ())
+        return torch.stack(
+            [
+                next(fresh) if number is None else self.features[number]
+                for number in map(self._wordings.get, questions)
+            ]
+        )
+
     def _encode(self, questions: Sequence[str]) -> Tensor:
-        read = _readings(self.encoder, questions, self.probe, self.examples)
-        states = torch.cat([self.encoder.final_states(prompts) for prompts in read], 1)
+        states = read_questions(self.encoder, questions, self.probe, examples=self.examples)
         return self.metric.embed(states.to(self.mean))
 
     def _masked(self, question: str, names: Sequence[Words]) -> str:
@@ -259,37 +280,3 @@ class SubjectRelationGate(Gate):
         for match in self._index.find(question):
             masked = replaced(question, match.spans, self.placeholder)
             yield self._index.slots(match.words), masked
-
-
-def wording_features(
-    encoder: PromptEncoder,
-    placeholder: str,
-    probe: str,
-    kinds: Iterable[Sequence[Sequence[str]]] | None = None,
-    *,
-    examples: bool = False,
-) -> list[Relation]:
-    """Return what the gate reads of the wordings of relations, on the CPU.
-
-    Args:
-        encoder: Reads the base model.
-        placeholder: As for :class:`SubjectRelationGate`.
-        probe: Likewise.
-        kinds: For each kind of subject the wordings of its relations; None: all that ship.
-        examples: As for :class:`SubjectRelationGate`; what is read then stands behind the rest.
-    """
-    kinds = wordings_by_kind().values() if kinds is None else kinds
-    relations = [(at, w) for at, kind in enumerate(kinds) for w in kind]
-    texts = [text.replace("{subject}", placeholder) for _, asked in relations for text in asked]
-    read = _readings(encoder, texts, probe, examples)
-    states = torch.cat([kept_final_states(encoder, prompts) for prompts in read], 1)
-    parts = torch.split(states, [len(asked) for _, asked in relations])
-    return [Relation(part, kind) for (kind, _), part in zip(relations, parts, strict=True)]
-
-
-def _readings(
-    encoder: PromptEncoder, questions: Sequence[str], probe: str, examples: bool
-) -> list[list[str]]:
-    """Return the prompts at whose ends questions are read, one list a reading."""
-    read = [[prompt + probe for prompt in encoder.prompts(questions)]]
-    return [*read, [f"{EXAMPLES}{text} ->" for text in questions]] if examples else read
