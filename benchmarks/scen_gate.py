@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from scen_quality import LAYER, MODEL
-from scen_quality_experts import given
+from scen_quality_experts import PARAPHRASES, given
 from scen_quality_model import Beginning, KeptEncoder, mean
 from scen_quality_systems import drawn
 from sklearn.linear_model import LogisticRegression
@@ -193,7 +193,7 @@ def routing(
     first.add(pool[:1], [0])
     fitted, rows = first.state_dict(), []
     for seed in range(seeds):
-        for paraphrases in (False, True):
+        for paraphrases in (0, PARAPHRASES):
             edits = drawn(pool, count, seed)
             gate = SubjectRelationGate(encoder)
             gate.load_state_dict(fitted)
@@ -209,7 +209,7 @@ def routing(
                 )  # fmt: skip
                 kept.setdefault(question.kind, []).append(right)
             shares = {kind: mean(found) for kind, found in kept.items()}
-            rows.append({"seed": seed, "edits": count, "paraphrases": 2 * paraphrases, **shares})
+            rows.append({"seed": seed, "edits": count, "paraphrases": paraphrases, **shares})
             print(rows[-1], flush=True)
     return rows
 

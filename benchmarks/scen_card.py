@@ -1,0 +1,201 @@
+"""Write the measured tables of SCEN's quality and of its gate's ideas into docs/scen.md.
+
+python benchmarks/scen_card.py            # rewrite each table between its two markers
+python benchmarks/scen_card.py --check    # exit 1 if the card is not up to date
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_suite.files import atomic_write
+
+ROOT = Path(__file__).resolve().parents[1]
+CARD = ROOT / "docs" / "scen.md"
+RESULTS = ROOT / "benchmarks" / "results"
+TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+MEASURES = (
+    "reliability",
+    "generality",
+    "locality_same_subject",
+    "locality_same_object",
+    "locality_random",
+)
+HEAD = (
+    "| expert | gate | paraphrases: gate, expert | edits × draws | reliability | generality "
+    "| locality: same subject | same object | random |"
+)
+ABLATIONS = ("r=4, own prompt only", "r=4, own prompt and paraphrases only", "r=4, random start")
+EXPERTS = ("r=4", "full", "r=8", "r=1", "r=4, paraphrases")
+GATES = ("oracle", "subject", "subject, 2 %", "subject, one reading", "cosines, as before",
+         "closed", "bce", "scen")  # fmt: skip
+BASELINES = ("no_edit", "in_context_perfect", "in_context_subject", "fine_tune", "grace")
+NAMES = {
+    "r=4": "low rank, r = 4",
+    "r=8": "low rank, r = 8",
+    "r=1": "low rank, r = 1",
+    "full": "full copy",
+    "r=4, paraphrases": "low rank, r = 4",
+    "r=4, own prompt only": "r = 4, own prompt alone",
+    "r=4, own prompt and paraphrases only": "r = 4, own wordings alone",
+    "r=4, random start": "r = 4, A random, as LoRA's",
+    "published": "as published",
+    "published, calibrated": "as published, rate by calibration",
+    "oracle": "always right",
+    "subject": "`subject`",
+    "subject, 2 %": "`subject`, `false_rate: 0.02`",
+    "subject, one reading": "`subject`, `examples: false`",
+    "cosines, as before": "an earlier revision",
+    "closed": "`closed`",
+    "bce": "`bce`",
+    "scen": "`scen`, as published",
+    "scen, calibrated": "`scen`, θ and rate by calibration",
+    "no_edit": "no edit",
+    "in_context_perfect": "in the context, right edit known",
+    "in_context_subject": "in the context, found by subject",
+    "fine_tune": "fine-tuning, edit after edit",
+    "grace": "GRACE, as published",
+}
+
+IDEAS = {
+    "cosine": "cosine in a discriminant space (the gate before)",
+    "ratio": "**likelihood ratio**, after the question alone",
+    "ratio after examples": "likelihood ratio, after ten examples",
+    "ratio, both readings added": "**both likelihood ratios added**, as shipped",
+    "ratio, 61 relations": "likelihood ratio, learned from 61 relations in place of 218",
+    "ratio, no other edit's relation nearer": "… and no relation of another edit may be nearer",
+    "divergence": "divergence of what the model would write next",
+    "words": "words in common",
+    "ratio and divergence": "likelihood ratio and divergence, by logistic regression",
+    "ratio, divergence and words": "… and words",
+}
+
+Row = dict[str, Any]
+Key = tuple[str, str, int, int]  # expert, gate, the gate's paraphrases, edits
+
+
+def grouped(rows: Sequence[Row]) -> dict[Key, list[Row]]:
+    """Return the rows of each system."""
+    found: dict[Key, list[Row]] = {}
+    for row in rows:
+        key = row["expert"], row["gate"], row.get("gate_paraphrases") or 0, row["edits"]
+        found.setdefault(key, []).append(row)
+    return found
+
+
+def order(found: dict[Key, list[Row]]) -> list[Key]:
+    """Return the systems as the table has them; each expert at its largest number of edits."""
+    most = {name: max(key[3] for key in found if key[0] == name) for name in {k[0] for k in found}}
+
+    def place(key: Key) -> tuple[int, ...] | None:
+        expert, gate, paraphrases, edits = key
+        if expert in EXPERTS and edits == most[expert] and gate in GATES:
+            first = 0 if expert == "r=4" else 1
+            return (first, EXPERTS.index(expert), GATES.index(gate), paraphrases)
+        if expert in ABLATIONS and gate == "oracle":
+            return (2, ABLATIONS.index(expert))
+        if expert.startswith("published"):
+            return (3, len(expert), -edits)
+        if expert in BASELINES:
+            return (4, 1 + BASELINES.index(expert))
+        if expert == "r=4" and gate == "subject":  # beside the baselines
+            return (4, 0, paraphrases)
+        return None
+
+    placed = {key: at for key in found if (at := place(key)) is not None}
+    return sorted(placed, key=lambda key: placed[key])
+
+
+def number(value: float) -> str:
+    """Return a share with three digits: ``.528``; 0 and 1 are exact."""
+    if value in (0, 1):
+        return str(int(value))
+    return f"{min(max(value, 0.001), 0.999):.3f}".removeprefix("0")
+
+
+def cell(rows: Sequence[Row], measure: str) -> str:
+    """Return the mean over draws, and the least and most where they differ."""
+    values = [row[measure] for row in rows if row.get(measure) is not None]
+    if not values:
+        return "–"
+    mean, low, high = (number(v) for v in (sum(values) / len(values), min(values), max(values)))
+    return mean if low == high else f"{mean} [{low}, {high}]"
+
+
+def systems(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the lines of the table of all systems."""
+    yield HEAD
+    yield "|" + "---|" * (HEAD.count("|") - 1)
+    found = grouped(rows)
+    for key in order(found):
+        expert, gate, paraphrases, edits = key
+        of_expert = found[key][0].get("expert_paraphrases") or 0
+        told = "–" if expert in BASELINES else f"{paraphrases}, {of_expert}"
+        cells = [NAMES[expert], "" if expert in BASELINES else NAMES[gate], told]
+        cells.append(f"{edits} × {len(found[key])}")
+        cells += [cell(found[key], measure) for measure in MEASURES]
+        yield f"| {' | '.join(cells)} |"
+
+
+def somewhere(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the lines of the table that counts targets anywhere in an answer."""
+    names = [f"{what}_somewhere_in_the_answer" for what in ("reliability", "generality")]
+    yield "| the target stands somewhere in the answer | edits × draws | own prompts | rephrases |"
+    yield "|---|---|---|---|"
+    found = grouped(rows)
+    for key in order(found):
+        if names[0] in found[key][0]:
+            shares = " | ".join(cell(found[key], name) for name in names)
+            yield f"| {NAMES[key[0]]} | {key[3]} × {len(found[key])} | {shares} |"
+
+
+def ideas(found: dict[str, dict[str, float]]) -> Iterator[str]:
+    """Yield the lines of the table of the gate's ideas."""
+    yield "| idea | 1 wording known | 3 wordings known |"
+    yield "|---|---|---|"
+    for idea, name in IDEAS.items():
+        cells = [number(found[known][idea]) if idea in found.get(known, {}) else "–"
+                 for known in ("1", "3")]  # fmt: skip
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def card(text: str) -> str:
+    """Return the card with each table as the results have it."""
+    rows = _read("scen_quality")["rows"]
+    tables: dict[str, Callable[[], Iterator[str]]] = {
+        "systems": lambda: systems(rows),
+        "somewhere": lambda: somewhere(rows),
+        "ideas": lambda: ideas(_read("scen_gate")["ideas"]),
+    }
+    wanted = sorted(tables)
+    found = sorted(match[2] for match in TABLE.finditer(text))
+    if found != wanted:
+        raise SystemExit(f"{CARD.name} has the tables {found}, and should have {wanted}.")
+    return TABLE.sub(lambda at: at[1] + "\n".join(tables[at[2]]()) + "\n" + at[3], text)
+
+
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def main() -> int:
+    text = CARD.read_text(encoding="utf-8")
+    new = card(text)
+    if "--check" in sys.argv[1:]:
+        return int(new != text)
+    with atomic_write(CARD) as file:
+        file.write(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
