@@ -65,6 +65,7 @@ lint: $(STAMP)dev  ## Ruff (rules and format) and mypy --strict.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python benchmarks/readme_table.py --check || { echo "the README's table is not that of benchmarks/results: python benchmarks/readme_table.py"; exit 1; }
+	@$(BIN)/python benchmarks/scen_card.py --check || { echo "docs/scen.md's tables are not those of benchmarks/results: python benchmarks/scen_card.py"; exit 1; }
 
 bench: $(STAMP)dev  ## Benchmarks that need no data and no language model; write the README's table.
 	@for name in callback_overhead monitor_overhead batched_sweep resofilter_speed; do \
@@ -91,6 +92,7 @@ bench-scen: $(STAMP)dev  ## SCEN: speed, a million edits, overhead, quality of t
 	  echo "==> benchmarks/scen_$$name.py"; $(BIN)/python benchmarks/scen_$$name.py || exit 1; done
 	@$(BIN)/python benchmarks/scen_quality.py --cache runs/scen_quality
 	@$(BIN)/python benchmarks/scen_gate.py --cache runs/scen_quality
+	@$(BIN)/python benchmarks/scen_card.py
 	@$(BIN)/python benchmarks/readme_table.py
 
 clean:  ## Remove the virtual environment and all caches.
