@@ -232,5 +232,11 @@ def right_answer(answer: Answer, target: str) -> bool:
 
 
 def contains_answer(text: str, answer: str) -> bool:
-    """Return whether ``answer`` occurs in ``text`` as whole words, both normalised."""
-    return f" {normalise(answer)} " in f" {normalise(text)} "
+    """Return whether ``answer`` occurs in ``text`` as whole words, both normalised.
+
+    An answer of which normalisation leaves nothing is looked for as it stands.
+    """
+    wanted = normalise(answer)
+    if not wanted:
+        return answer.strip() in text.split()
+    return f" {wanted} " in f" {normalise(text)} "

@@ -160,3 +160,5 @@ def test_a_right_answer_has_ended() -> None:
 def test_contained_answers_are_whole_words() -> None:
     assert contains_answer("The capital is Paris.", "paris")
     assert not contains_answer("The capital is Parisian.", "paris")
+    assert contains_answer("The blood group is A", "A")
+    assert not contains_answer("The", "A")
