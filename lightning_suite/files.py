@@ -5,16 +5,25 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+if sys.platform != "win32":
+    import fcntl
+
+_SUFFIX = ".suite-partial"  # of temporary files: nobody else has such names
 
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside ``path`` and rename it to ``path`` when the block ends well.
+
+    What killed processes have left in the folder of ``path`` is removed.
 
     Args:
         path: The file to write; missing parent folders are made.
@@ -26,20 +35,86 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    remove_abandoned(target.parent)
+    descriptor, name = _locked(target)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         with os.fdopen(descriptor, mode, **text) as file:  # type: ignore[call-overload]
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)  # mkstemp makes 0600; give the file what open() would have given
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(target)
+            umask = os.umask(0)  # mkstemp makes 0600; give the file what open() would have given
+            os.umask(umask)
+            Path(name).chmod(0o666 & ~umask)
+            Path(name).replace(target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """Make a folder beside ``target``, to be renamed to it; what is left of it is removed.
+
+    So is what killed processes have left beside it.
+
+    Args:
+        target: What the folder is going to be; missing parents are made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(target.parent)
+    descriptor, name = _locked(target, folder=True)
+    try:
+        yield Path(name)
+    finally:
+        shutil.rmtree(name, ignore_errors=True)
+        os.close(descriptor)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporary files and folders in ``folder`` whose writers were killed.
+
+    Writers hold a lock on theirs as long as they live, so what is being written stays. Where files
+    cannot be locked nothing is removed.
+    """
+    if sys.platform == "win32":
+        return  # nothing is locked there
+    for path in folder.glob(f".*{_SUFFIX}"):
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError:
+            continue  # its writer has just renamed it
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError:
+            pass  # it is being written
+        finally:
+            os.close(descriptor)
+
+
+def _locked(target: Path, *, folder: bool = False) -> tuple[int, str]:
+    """Return descriptor and path of a new temporary file or folder with a lock on it."""
+    where: dict[str, Any] = {
+        "dir": target.parent,
+        "prefix": f".{target.name}.",
+        "suffix": _SUFFIX,
+    }
+    while True:
+        if folder:
+            name = tempfile.mkdtemp(**where)
+            descriptor = os.open(name, os.O_RDONLY)
+        else:
+            descriptor, name = tempfile.mkstemp(**where)
+        if sys.platform != "win32":
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if Path(name).exists():
+            return descriptor, name
+        os.close(descriptor)  # taken for abandoned in the moment before it was locked
 
 
 def write_json(path: str | Path, value: Any) -> None:

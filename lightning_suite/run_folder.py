@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -27,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write, write_csv, write_json
+from lightning_suite.json_text import load_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -277,10 +277,10 @@ def _versions() -> dict[str, str]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError) as err:  # broken UTF-8 is a ValueError too
+    except ValueError as err:  # broken UTF-8 is one too
         raise SuiteError(f"{path}: not readable as JSON ({err}). {_REDO}") from err
     except OSError as err:
         raise SuiteError(f"{path}: cannot be read ({err.strerror}).") from err

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from lightning_suite.files import atomic_write, write_csv, write_json
+from lightning_suite.files import atomic_write, temporary_folder, write_csv, write_json
 
 
 def test_a_file_and_its_missing_parents_are_written(tmp_path: Path) -> None:
@@ -69,3 +72,47 @@ def test_csv_refuses_a_row_with_an_unknown_column_and_keeps_the_old_file(tmp_pat
     with pytest.raises(ValueError, match="'b'"):
         write_csv(tmp_path / "x.csv", [{"a": 2}, {"a": 3, "b": 4}])
     assert (tmp_path / "x.csv").read_text() == "a\n1\n"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lightning_suite.files import atomic_write, temporary_folder
+
+with temporary_folder(Path(sys.argv[1], "model")) as folder:
+    (folder / "half").write_text("of it")
+    with atomic_write(Path(sys.argv[1], "note.txt")) as file:
+        file.write("half of the n")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_leaves_goes_with_the_next_write(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("old")
+    (tmp_path / ".mine.partial").write_text("of somebody else")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "note.txt").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 4, "the test has no meaning otherwise"
+    with atomic_write(tmp_path / "other.txt") as file:
+        file.write("new")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".mine.partial", "note.txt", "other.txt"]
+
+
+def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "a.txt") as first, temporary_folder(tmp_path / "f") as folder:
+        with atomic_write(tmp_path / "a.txt") as second:
+            second.write("second")
+        assert folder.exists()
+        first.write("first")
+    assert (tmp_path / "a.txt").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_that_was_renamed_stays(tmp_path: Path) -> None:
+    with temporary_folder(tmp_path / "f") as folder:
+        (folder / "x").write_text("x")
+        folder.rename(tmp_path / "f")
+    assert (tmp_path / "f" / "x").read_text() == "x"

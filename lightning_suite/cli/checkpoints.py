@@ -42,6 +42,13 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"  python -c \"import torch; c = torch.load('{path}', weights_only=False); "
             "c.pop('hyper_parameters', None); torch.save(c, 'plain.ckpt')\""
         ) from err
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as err:
+        why = " ".join(str(err).split())
+        raise SuiteError(
+            f"--ckpt_path {path}: is damaged, cut off, or no checkpoint: {why}"
+        ) from err
+    if not isinstance(checkpoint, dict):
+        raise SuiteError(f"--ckpt_path {path}: holds a {type(checkpoint).__name__}, no checkpoint.")
     return checkpoint
 
 

@@ -20,6 +20,7 @@ from lightning.pytorch.cli import (
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_suite.checkpoint_io import write_atomically
 from lightning_suite.checkpoints import require_callbacks
 from lightning_suite.cli.checkpoints import explain_resume_error, read_checkpoint
 from lightning_suite.cli.messages import constructor_errors
@@ -189,12 +190,14 @@ class SuiteCLI(LightningCLI):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the Trainer; see `with_run_folder` for its loggers."""
+        """Build the Trainer, with the loggers of `with_run_folder` and `AtomicCheckpointIO`."""
         config = self._get(self.config_init, "trainer")
         if not config.get("barebones"):
             root = config.get("default_root_dir") or "."
             kwargs["logger"] = with_run_folder(config.get("logger"), root)
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        write_atomically(trainer)
+        return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}

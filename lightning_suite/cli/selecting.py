@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ from lightning_suite.datamodules.hf_datasets import load_folder_dataset
 from lightning_suite.datamodules.instruction_sources import Columns, Row, read_examples, read_rows
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
-from lightning_suite.files import atomic_write
+from lightning_suite.files import atomic_write, temporary_folder
+from lightning_suite.json_text import load_json
+from lightning_suite.parquet_files import read_parquet
 from lightning_suite.resofilter.manifest import Manifest, read_manifest
 from lightning_suite.resofilter.selection import table_columns
 from lightning_suite.resofilter.store import merge_shards, write_table
@@ -68,6 +69,10 @@ def read_scores(folder: Path) -> tuple[dict[str, Any], Manifest]:
         )
     table = merge_shards(folder)
     expected = manifest.get("data", {}).get("samples", len(table))
+    if not isinstance(expected, int):
+        raise SuiteError(f"{folder}: its manifest says that {expected!r} samples are to be scored.")
+    if "status" not in table.column_names:
+        raise SuiteError(f"{folder}: its shards do not say which samples were scored (status).")
     if len(table) < expected:
         raise SuiteError(
             f"{folder}: {len(table):,} of {expected:,} samples are scored. Give the command "
@@ -92,7 +97,7 @@ def read_source(folder: Path, data: str | None = None) -> Source:
             f"{folder}: has no {SOURCE}; only the samples of an InstructionDataModule have rows "
             "that can be written. Use the table of scores itself: scores.parquet."
         )
-    known = json.loads(path.read_text(encoding="utf-8"))
+    known = _read_known(path)
     where = data if data is not None else known["source"]
     rows = read_rows(where)["train"]
     name = where if isinstance(where, str) else ", ".join(where)
@@ -107,6 +112,30 @@ def read_source(folder: Path, data: str | None = None) -> Source:
         [e.prompt for e in examples],
         tuple(path for path in paths if path.exists()),
     )
+
+
+def _read_known(path: Path) -> dict[str, Any]:
+    """Read what `score` has noted of the data, and check it: folders of scores are passed on."""
+    try:
+        known = load_json(path.read_bytes())
+        source, columns, repeats = (known[k] for k in ("source", "columns", "duplicate_ids"))
+        paths = source if isinstance(source, list) else [source]
+        names = {field.name for field in fields(Columns)}
+        if not (
+            all(isinstance(one, str) for one in paths)
+            and set(columns) <= names
+            and all(isinstance(value, (str, type(None))) for value in columns.values())
+            and repeats in ("refuse", "number")
+        ):
+            raise ValueError("a value is not what it must be")
+    except OSError as err:
+        raise SuiteError(f"{path}: cannot be read ({err.strerror}).") from err
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise SuiteError(
+            f"{path}: does not say where the data are ({err}). Score again, or write it anew: "
+            '{"source": FILE, "columns": {}, "duplicate_ids": "refuse"}.'
+        ) from err
+    return {"source": source, "columns": columns, "duplicate_ids": repeats}
 
 
 def output_path(folder: Path, source: Source, out: str | None) -> Path:
@@ -144,9 +173,9 @@ def write_rows(path: Path, source: Source, kept: list[int], scores: list[float])
         _write_folder(path, source, kept, {ID_COLUMN: ids, SCORE_COLUMN: scores})
         return
     if path.suffix == ".parquet":
-        pyarrow, parquet = import_extra("pyarrow", "llm"), import_extra("pyarrow.parquet", "llm")
+        pyarrow = import_extra("pyarrow", "llm")
         if source.files and source.suffix == ".parquet":
-            tables = [parquet.read_table(path) for path in source.files]
+            tables = [read_parquet(file) for file in source.files]
             table = pyarrow.concat_tables(tables, promote_options="permissive").take(kept)
         else:
             table = pyarrow.Table.from_pylist(_with_all_columns(source, kept))
@@ -184,7 +213,6 @@ def _write_folder(
     path: Path, source: Source, kept: list[int], columns: dict[str, list[Any]]
 ) -> None:
     datasets = import_extra("datasets", "llm")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if source.is_folder:
         like = source.files[0]
         data = load_folder_dataset(
@@ -197,9 +225,9 @@ def _write_folder(
             data = data.remove_columns([name])
         data = data.add_column(name, values)
     # beside the target, so that the rename stays on one disk
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        written = Path(temporary, path.name)
+    with temporary_folder(path) as temporary:
+        written = temporary / path.name
         data.save_to_disk(str(written))
         if path.exists():
-            path.rename(Path(temporary, "old"))
+            path.rename(temporary / "old")
         written.rename(path)

@@ -18,7 +18,6 @@ xes3g5m    ``question_level/*.csv`` (sequences) and ``metadata/{questions,kc_rou
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -35,9 +34,11 @@ from lightning_suite.datamodules.cold_start_sources import (
     split_ids,
 )
 from lightning_suite.errors import SuiteError
+from lightning_suite.json_text import load_json
 
 Read = tuple[Iterable[Answer], list[Exercise], list[KC]]
 TEXTS, KC_NAMES = "texts.json", "kcs.json"
+_LONGEST_HEADER = 2**16  # characters
 
 
 def read_source(source: str, format: str = "auto") -> Read:
@@ -63,7 +64,10 @@ def read_source(source: str, format: str = "auto") -> Read:
 
 
 def _detect(folder: Path) -> str:
-    names = {path.name for path in folder.iterdir()}
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError as err:
+        raise SuiteError(f"{folder}: cannot be read ({err.strerror}).") from err
     if set(PLAIN[:2]) <= names:
         return "plain"
     if (folder / "question_level").is_dir():
@@ -83,8 +87,11 @@ def _detect(folder: Path) -> str:
 
 
 def _has(file: Path, column: str) -> bool:
-    with file.open(encoding="utf-8-sig", errors="replace") as handle:
-        return column in handle.readline()
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace") as handle:
+            return column in handle.readline(_LONGEST_HEADER)
+    except OSError as err:
+        raise SuiteError(f"{file}: cannot be read ({err.strerror}).") from err
 
 
 def _lmcd(folder: Path) -> Read:
@@ -142,21 +149,31 @@ def _inscd(folder: Path) -> Read:
         Answer(_whole(row["student"]), _whole(row["exercise"]), row["correct"], where)
         for where, row in read_csv(folder / "TotalData.csv", names, names)
     ]
-    matrix = (folder / "q.csv").read_text(encoding="utf-8").split()
-    kcs = {
-        str(exercise): tuple(str(k) for k, cell in enumerate(row.split(",")) if float(cell))
-        for exercise, row in enumerate(matrix)
-    }
-    return _assemble(folder, answers, kcs, _texts(folder / TEXTS))
+    return _assemble(folder, answers, _q_matrix(folder / "q.csv"), _texts(folder / TEXTS))
+
+
+def _q_matrix(file: Path) -> dict[str, tuple[str, ...]]:
+    try:
+        matrix = file.read_text(encoding="utf-8-sig").split()
+        return {
+            str(exercise): tuple(str(k) for k, cell in enumerate(row.split(",")) if float(cell))
+            for exercise, row in enumerate(matrix)
+        }
+    except OSError as err:
+        raise SuiteError(f"{file}: cannot be read ({err.strerror}).") from err
+    except ValueError as err:
+        raise SuiteError(f"{file}: expected rows of 0 and 1, separated by commas: {err}.") from err
 
 
 def _xes3g5m(folder: Path) -> Read:
-    questions = _json(folder / "metadata" / "questions.json")
+    file = folder / "metadata" / "questions.json"
+    questions = _json(file)
     names = _json(folder / "metadata" / "kc_routes_map.json")
     by_name = {str(name).strip(): str(key) for key, name in names.items()}
     kcs: dict[str, tuple[str, ...]] = {}
     exercises = []
     for key, question in questions.items():
+        _check_question(question, f"{file}: question {key!r}")
         # the leaves of the routes, as the data's own files of sequences use them
         routes = [[part.strip() for part in r.split("----")] for r in question["kc_routes"]]
         kcs[key] = tuple(dict.fromkeys(by_name[r[-1]] for r in routes if r[-1] in by_name))
@@ -173,11 +190,31 @@ def _xes3g5m(folder: Path) -> Read:
 
 def _sequences(file: Path) -> Iterator[Answer]:
     for where, row in read_csv(file, ("uid", "questions", "responses")):
-        for question, response in zip(
-            row["questions"].split(","), row["responses"].split(","), strict=True
-        ):
+        questions, responses = row["questions"].split(","), row["responses"].split(",")
+        if len(questions) != len(responses):
+            raise SuiteError(
+                f"{where}: {len(questions)} questions and {len(responses)} responses; expected as "
+                "many."
+            )
+        for question, response in zip(questions, responses, strict=True):
             if response != "-1":  # the sequences are padded
                 yield Answer(row["uid"], question, response, where)
+
+
+def _check_question(question: Any, where: str) -> None:
+    fits = isinstance(question, dict)
+    routes = question.get("kc_routes") if fits else None
+    if not (
+        fits
+        and "content" in question
+        and isinstance(routes, list)
+        and all(isinstance(route, str) for route in routes)
+        and isinstance(question.get("options") or {}, dict)
+    ):
+        raise SuiteError(
+            f"{where}: expected an object with content, kc_routes (a list of texts) and options "
+            "(an object)."
+        )
 
 
 FORMATS: dict[str, Callable[[Path], Read]] = {
@@ -220,7 +257,7 @@ def _texts(file: Path) -> dict[str, str]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = load_json(file.read_bytes())
     except OSError as err:
         raise SuiteError(f"{file}: cannot be read ({err.strerror}). It has the texts.") from err
     except ValueError as err:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from torch import Tensor
 from lightning_suite.datamodules.cold_start_sources import ResponseData
 from lightning_suite.datamodules.cold_start_splits import Split
 from lightning_suite.errors import SuiteError
+from lightning_suite.json_text import load_json
 
 TextKind = Literal["raw", "kc_names", "diffused", "both"]
 
@@ -56,12 +56,15 @@ def read_descriptions(file: str | Path, data: ResponseData, split: Split) -> dic
             of the validation: what was written about others would know its text.
     """
     try:
-        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()]
+        # not str.splitlines: texts may hold what that takes for the end of a line
+        lines = Path(file).expanduser().read_bytes().split(b"\n")
+        rows = [load_json(line) for line in lines if line.strip()]
     except OSError as err:
         raise SuiteError(f"descriptions: {file} cannot be read ({err.strerror}).") from err
     except ValueError as err:
         raise SuiteError(f"descriptions: {file} is not JSON lines: {err}") from err
+    for number, row in enumerate(rows, 1):
+        _check_description(row, f"descriptions: {file}, row {number}")
     cold: set[str] = set()
     if split.kind in ("exercise", "kc", "domain"):
         for name in ("val", "test"):
@@ -77,7 +80,7 @@ def read_descriptions(file: str | Path, data: ResponseData, split: Split) -> dic
                 "lightning-suite diffuse with this split."
             )
         if row["kind"] == "exercise":
-            described[str(row["id"])] = str(row["text"])
+            described[row["id"]] = row["text"]
     missing = [e.id for e in data.exercises if not described.get(e.id)]
     if missing:
         raise SuiteError(
@@ -85,6 +88,21 @@ def read_descriptions(file: str | Path, data: ResponseData, split: Split) -> dic
             "others. Run lightning-suite diffuse on this data; it continues where it stopped."
         )
     return described
+
+
+def _check_description(row: Any, where: str) -> None:
+    texts = ("kind", "id", "text")
+    examples = row.get("examples", []) if isinstance(row, dict) else None
+    if (
+        not isinstance(row, dict)
+        or not all(isinstance(row.get(key), str) for key in texts)
+        or not isinstance(examples, list)
+        or not all(isinstance(example, str) for example in examples)
+    ):
+        raise SuiteError(
+            f"{where}: is no description: expected the texts {', '.join(texts)}, and examples, a "
+            "list of ids. `lightning-suite diffuse` writes such files."
+        )
 
 
 def encode_texts(

@@ -84,7 +84,8 @@ def read_prompts(path: str) -> list[str]:
         prompts = [text for _, text in _each(read_row_file(file), _prompt, path)]
     else:
         try:
-            prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+            text = file.read_text(encoding="utf-8-sig")  # line ends are translated
+            prompts = [line.strip() for line in text.split("\n")]
         except OSError as err:
             raise SuiteError(f"{file}: cannot be read ({err.strerror}).") from err
         except UnicodeDecodeError as err:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_suite.errors import SuiteError
-from lightning_suite.extras import import_extra
+from lightning_suite.json_text import load_json
+from lightning_suite.parquet_files import read_parquet_rows
 
 Row = dict[str, Any]
 
@@ -26,7 +27,7 @@ def read_row_file(path: Path) -> list[Row]:
         SuiteError: The file cannot be read, is not UTF-8, not JSON, or holds other things.
     """
     if path.suffix == ".parquet":
-        return _read_parquet(path)
+        return read_parquet_rows(path)
     try:
         with path.open("rb") as file:
             if path.suffix == ".json":
@@ -55,7 +56,7 @@ def _json_list(path: Path, content: bytes) -> list[Any]:
 
 def _json(path: Path, content: bytes, line: int) -> Any:
     try:
-        return json.loads(content)
+        return load_json(content)
     except UnicodeDecodeError as err:
         raise SuiteError(
             f"{path}: line {line} is not UTF-8: byte 0x{err.object[err.start]:02x}. Convert it, "
@@ -65,17 +66,5 @@ def _json(path: Path, content: bytes, line: int) -> Any:
         raise SuiteError(
             f"{path}: line {line + err.lineno - 1} is not JSON: {err.msg} at column {err.colno}."
         ) from err
-    except (RecursionError, ValueError) as err:  # very deep lists, very long numbers
+    except ValueError as err:  # very deep lists, very long numbers, halves of characters
         raise SuiteError(f"{path}: line {line} cannot be read as JSON: {err}.") from err
-
-
-def _read_parquet(path: Path) -> list[Row]:
-    parquet, pyarrow = import_extra("pyarrow.parquet", "llm"), import_extra("pyarrow", "llm")
-    try:
-        with path.open("rb") as file:
-            rows: list[Row] = parquet.read_table(file).to_pylist()
-    except OSError as err:
-        raise SuiteError(f"{path}: cannot be read ({err.strerror or err}).") from err
-    except pyarrow.ArrowException as err:
-        raise SuiteError(f"{path}: is no Parquet file: {err}") from err
-    return rows

@@ -29,7 +29,8 @@ from lightning_suite.depth_mup.lr_transfer import (
     shard_of,
 )
 from lightning_suite.errors import SuiteError
-from lightning_suite.files import write_csv, write_json
+from lightning_suite.files import atomic_write, write_csv, write_json
+from lightning_suite.json_text import load_json
 
 TrainChunk = Callable[[Chunk, Callable[[float], None]], list[RunResult]]
 # Heard during a sweep: finished fraction of the planned work, and the chunk at hand.
@@ -69,7 +70,9 @@ class SweepStore:
         try:
             with path.open(encoding="utf-8", newline="") as file:
                 results = [_result(row) for row in csv.DictReader(file)]
-        except (KeyError, ValueError, TypeError) as err:
+        except OSError as err:
+            raise SuiteError(f"{path}: cannot be read ({err.strerror}).") from err
+        except (KeyError, ValueError, TypeError, csv.Error) as err:
             raise SuiteError(
                 f"{path}: not a table of runs ({err}). Delete it to train them again."
             ) from err
@@ -102,9 +105,8 @@ class SweepStore:
             f for f in sorted((source / "chunks").glob("*.csv")) if not (target / f.name).exists()
         ]
         for file in new:
-            part = target / f".{file.name}.merging"
-            shutil.copyfile(file, part)
-            part.replace(target / file.name)
+            with file.open("rb") as source_file, atomic_write(target / file.name, "wb") as copy:
+                shutil.copyfileobj(source_file, copy)
         return len(new)
 
     def _file(self, chunk: Chunk) -> Path:
@@ -200,7 +202,9 @@ def _result(row: Mapping[str, str]) -> RunResult:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = load_json(path.read_bytes())
+    except OSError as err:
+        raise SuiteError(f"{path}: cannot be read ({err.strerror}).") from err
     except ValueError as err:
         raise SuiteError(f"{path}: not readable as JSON ({err}).") from err
     if not isinstance(settings, dict):

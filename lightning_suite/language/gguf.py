@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +19,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
-from lightning_suite.files import write_json
+from lightning_suite.files import temporary_folder, write_json
+from lightning_suite.json_text import load_json
+from lightning_suite.language.gguf_header import check_gguf
 
 # Asked for by prefix, as the Hub is: a mistyped folder must not become something else.
 PACKAGE_PREFIX = "package:"
@@ -95,31 +95,26 @@ def converted(gguf: Path, cache: Path | None = None) -> Path:
     folder = (cache or cache_folder() / "models") / f"{gguf.stem}-{key[:16]}"
     if _is_whole(folder, key):
         return folder
+    check_gguf(gguf)
     rank_zero_info(f"unpacking {gguf.name} into {folder} (once; about half a minute)")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        with temporary_folder(folder) as work:
+            _convert(gguf, work)
+            sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
+            write_json(work / RECORD, {"format": _FORMAT, "sha256": key, "sizes": sizes})
+            work.chmod(0o755)  # mkdtemp makes 0700
+            if folder.exists() and not _is_whole(folder, key):
+                shutil.rmtree(folder)
+            try:
+                work.rename(folder)
+            except OSError:
+                if not _is_whole(folder, key):  # else: another process was faster
+                    raise
     except OSError as err:
         raise SuiteError(
-            f"{folder.parent}: the unpacked model cannot be written there ({err.strerror}). Set "
+            f"{folder}: the unpacked model cannot be written there ({err.strerror or err}). Set "
             "XDG_CACHE_HOME to a folder with room."
         ) from err
-    try:
-        _convert(gguf, work)
-        sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
-        write_json(work / RECORD, {"format": _FORMAT, "sha256": key, "sizes": sizes})
-        work.chmod(0o755)  # mkdtemp makes 0700
-        if folder.exists() and not _is_whole(folder, key):
-            shutil.rmtree(folder)
-        try:
-            work.rename(folder)
-        except OSError:
-            if not _is_whole(folder, key):  # else: another process was faster
-                raise
-    except OSError as err:
-        raise SuiteError(f"{gguf}: cannot be unpacked into {folder}: {err}") from err
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
@@ -143,7 +138,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             str(gguf.parent), **where, **options, **{keyword: torch.float32}
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **where)
-    except (OSError, ValueError, KeyError, IndexError, ImportError, NotImplementedError) as err:
+    except Exception as err:  # two libraries read the file, and a damaged one can raise anything
         raise SuiteError(f"{gguf}: cannot be read as a GGUF causal LM: {err}") from err
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -161,12 +156,13 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 def _is_whole(folder: Path, key: str) -> bool:
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = load_json((folder / RECORD).read_bytes())
         same = record["format"] == _FORMAT and record["sha256"] == key
         return same and all(
-            (folder / name).stat().st_size == size for name, size in record["sizes"].items()
+            (folder / Path(name).name).stat().st_size == size
+            for name, size in record["sizes"].items()
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from inspect import signature
@@ -13,6 +12,7 @@ import torch
 
 from lightning_suite.errors import SuiteError, did_you_mean
 from lightning_suite.extras import import_extra
+from lightning_suite.json_text import load_json
 from lightning_suite.language.gguf import local_model
 from lightning_suite.language.layers import config_class
 
@@ -152,7 +152,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     file = Path(path).expanduser()
     file = file / "config.json" if file.is_dir() else file
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = load_json(file.read_bytes())
     except OSError as err:
         raise SuiteError(f"config: {file} cannot be read ({err.strerror}).") from err
     except ValueError as err:

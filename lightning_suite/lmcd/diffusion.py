@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from lightning_suite.errors import SuiteError
+from lightning_suite.json_text import load_json
 from lightning_suite.lmcd.diffusion_prompts import (
     TEMPLATE_VERSION,
     Distractor,
@@ -133,14 +134,19 @@ class DescriptionCache:
         self.path = Path(path)
         self._rows: dict[str, dict[str, Any]] = {}
         if self.path.exists():
-            whole = self.path.read_bytes()
+            try:
+                whole = self.path.read_bytes()
+            except OSError as err:
+                raise SuiteError(f"{path}: cannot be read ({err.strerror}).") from err
             end = whole.rfind(b"\n") + 1
             if end < len(whole):  # killed while it wrote its last line
                 with self.path.open("r+b") as file:
                     file.truncate(end)
             for number, line in enumerate(whole[:end].splitlines(), 1):
                 try:
-                    row = json.loads(line)
+                    row = load_json(line)
+                    if not isinstance(row["key"], str) or not isinstance(row["text"], str):
+                        raise TypeError("key and text must be texts")
                     self._rows[row["key"]] = row
                 except (ValueError, KeyError, TypeError) as err:
                     raise SuiteError(f"{path}, line {number}: is not a description: {err}") from err

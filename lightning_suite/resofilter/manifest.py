@@ -15,6 +15,7 @@ from torch import nn
 
 import lightning_suite
 from lightning_suite.errors import SuiteError
+from lightning_suite.json_text import load_json
 from lightning_suite.module_names import clean_name
 from lightning_suite.resofilter.features import Feature
 from lightning_suite.resofilter.targets import Target
@@ -115,10 +116,14 @@ def environment_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> li
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """Read the manifest of a folder of scores."""
+    """Read the manifest of a folder of scores.
+
+    Raises:
+        SuiteError: There is none, or it is damaged.
+    """
     path = Path(folder) / MANIFEST
     try:
-        manifest: Manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: Manifest = load_json(path.read_bytes())
     except OSError as err:
         raise SuiteError(
             f"{path}: cannot be read ({err.strerror}). Is {folder} a folder that "
@@ -126,6 +131,13 @@ def read_manifest(folder: str | Path) -> Manifest:
         ) from err
     except ValueError as err:
         raise SuiteError(f"{path}: is not JSON: {err}") from err
+    parts = ("data", "targets", "features", ENVIRONMENT)
+    if not isinstance(manifest, dict) or not all(
+        isinstance(manifest.get(part, {}), dict) for part in parts
+    ):
+        raise SuiteError(
+            f"{path}: is no manifest of scores: it must be an object, and {', '.join(parts)} in it."
+        )
     return manifest
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write, write_json
+from lightning_suite.parquet_files import read_parquet
 from lightning_suite.resofilter.manifest import (
     MANIFEST,
     Manifest,
@@ -78,11 +79,9 @@ class ScoreStore:
 
     def finished_ids(self) -> set[str]:
         """Return the ids in finished shards, of all ranks."""
-        parquet = _parquet()
         found: set[str] = set()
         for path in shard_files(self.folder):
-            column = parquet.read_table(path, columns=["sample_id"])["sample_id"]
-            found.update(column.to_pylist())
+            found.update(read_shard(path, ["sample_id"])["sample_id"].to_pylist())
         return found
 
     def add(self, rows: Rows) -> None:
@@ -102,7 +101,7 @@ class ScoreStore:
         Raises:
             SuiteError: The other folder's scores were made in another way.
         """
-        parquet, compute = _parquet(), import_extra("pyarrow.compute", "llm")
+        compute = import_extra("pyarrow.compute", "llm")
         if source is not None and (
             changes := manifest_difference(read_manifest(source), read_manifest(self.folder))
         ):
@@ -111,7 +110,9 @@ class ScoreStore:
                 + "\n  ".join(changes)
             )
         for path in shard_files(source or self.folder):
-            table = parquet.read_table(path)
+            table = read_shard(path)
+            if "batch" not in table.column_names:
+                raise SuiteError(f"{path}: says of no row in which batch it was.")
             kept = table.filter(compute.less(table["batch"], before))
             target = self.folder / SHARDS / path.name
             if len(kept) == len(table) and target.exists():
@@ -170,13 +171,17 @@ def merge_shards(folder: str | Path) -> Any:
     they are spread over shards.
 
     Raises:
-        SuiteError: There are no shards.
+        SuiteError: There are no shards, or one is damaged or has other columns than the first.
     """
-    pyarrow, parquet = import_extra("pyarrow", "llm"), _parquet()
+    pyarrow = import_extra("pyarrow", "llm")
     files = shard_files(folder)
     if not files:
         raise SuiteError(f"{folder}: has no finished shards in {SHARDS}/.")
-    table = pyarrow.concat_tables([parquet.read_table(f) for f in files], promote_options="none")
+    tables = [read_shard(file) for file in files]
+    for file, one in zip(files, tables, strict=True):
+        if not one.schema.equals(tables[0].schema):
+            raise SuiteError(f"{file}: has other columns than {files[0].name}; delete one of them.")
+    table = pyarrow.concat_tables(tables, promote_options="none")
     ids = table["sample_id"].to_pylist()
     batches = table["batch"].to_pylist() if "batch" in table.column_names else [0] * len(ids)
     first: dict[tuple[str, int], int] = {}
@@ -185,6 +190,33 @@ def merge_shards(folder: str | Path) -> Any:
     numeric = all(re.fullmatch(r"-?\d+", sample_id) for sample_id, _ in first)
     order = sorted(first, key=lambda key: (int(key[0]) if numeric else 0, *key))
     return table.take([first[key] for key in order]).combine_chunks()
+
+
+def read_shard(path: Path, columns: Sequence[str] | None = None) -> Any:
+    """Read a shard as a ``pyarrow.Table``.
+
+    Args:
+        path: Of the shard.
+        columns: Only these; None takes all.
+
+    Raises:
+        SuiteError: It is damaged, or no table of scores.
+    """
+    table = read_parquet(path, columns)
+    types = import_extra("pyarrow.types", "llm")
+    for name in table.column_names:
+        kind, column = table.schema.field(name).type, table[name]
+        values = kind.value_type if types.is_fixed_size_list(kind) else kind
+        number = types.is_floating(values) or types.is_integer(values)
+        text = name in ("sample_id", "status")
+        if not (types.is_string(kind) if text else number) or (text and column.null_count):
+            raise SuiteError(
+                f"{path}: is no table of scores: the column {name!r} is {kind}. Delete the file to "
+                "score its samples again."
+            )
+    if "sample_id" not in table.column_names:
+        raise SuiteError(f"{path}: is no table of scores: it has no column sample_id.")
+    return table
 
 
 def write_table(table: Any, path: str | Path) -> None:

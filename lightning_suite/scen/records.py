@@ -236,23 +236,23 @@ def from_plain(value: Mapping[str, Any]) -> EditRecord:
     known = {*_STORED, *(item.name for item in fields(EditRecord))} - {"edit"}
     if set(value) != known:
         raise SuiteError(f"an edit has the keys {sorted(value)}, expected {sorted(known)}.")
-    texts = [
-        value["id"],
-        value["prompt"],
-        value["target"],
-        *value["paraphrases"],
-        *value["aliases"],
-    ]
+    lists = [value[name] for name in _LISTS]
+    texts = [value["id"], value["prompt"], value["target"]]
+    texts += [text for of in lists if isinstance(of, (list, tuple)) for text in of]
     slots = (int, type(None))
     if (
-        not all(isinstance(text, str) for text in texts)
+        not all(isinstance(of, (list, tuple)) for of in lists)
+        or not all(isinstance(text, str) for text in texts)
         or not isinstance(value["subject"], (str, type(None)))
-        or not isinstance(value["version"], int)
-        or not isinstance(value["replaces"], slots)
+        or type(value["version"]) is not int
+        or type(value["replaces"]) not in slots
         or value["status"] not in _STATUSES
         or not isinstance(value["notes"], Mapping)
+        or not all(isinstance(note, (int, float, str)) for note in value["notes"].values())
     ):
         raise SuiteError(f"edit {value['id']!r} has a value of the wrong type.")
+    if not all(value[name].strip() for name in ("id", "prompt", "target")):
+        raise SuiteError(f"edit {value['id']!r} has no id, prompt or target.")
     edit = Edit(
         id=value["id"],
         prompt=value["prompt"],

@@ -25,6 +25,7 @@ from lightning_suite.depth_mup.roles import assign_roles
 from lightning_suite.depth_mup.rules import Role, Rule
 from lightning_suite.errors import MissingExtraError, SuiteError
 from lightning_suite.files import write_json
+from lightning_suite.json_text import load_json
 from lightning_suite.run_folder import RunFolder
 
 # Built anew at every shape: `run` is given class_path and init_args, checked by the parser.
@@ -232,7 +233,7 @@ def _measure_all(
     """Run what ``store`` does not hold yet; it is rewritten after every run."""
     done: dict[str, list[dict[str, float]]] = {}
     if store.exists():
-        saved = json.loads(store.read_text(encoding="utf-8"))
+        saved = _read_store(store)
         if saved["settings"] == settings.plain():
             done = saved["runs"]
         else:
@@ -251,6 +252,23 @@ def _measure_all(
         for shape in shapes
         for row in done["/".join(map(str, (shape.axis, shape.rule, shape.size, shape.seed)))]
     ]
+
+
+def _read_store(store: Path) -> dict[str, Any]:
+    try:
+        saved = load_json(store.read_bytes())
+        whole = isinstance(saved["settings"], dict) and all(
+            isinstance(row, dict) and all(isinstance(value, (int, float)) for value in row.values())
+            for rows in saved["runs"].values()
+            for row in rows
+        )
+    except OSError as err:
+        raise SuiteError(f"{store}: cannot be read ({err.strerror}).") from err
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole, saved = False, {}
+    if not whole or not isinstance(saved, dict):
+        raise SuiteError(f"{store}: holds no measurements. Delete it to make them again.")
+    return saved
 
 
 def _progress(text: str) -> None:

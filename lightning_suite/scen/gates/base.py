@@ -75,6 +75,13 @@ class Gate(nn.Module, ABC):
     def route(self, query: PromptQuery) -> Routing:
         """Decide which edit serves each prompt."""
 
+    def check(self) -> None:
+        """Refuse tables that do not fit each other: files of banks are passed on.
+
+        Raises:
+            SuiteError: They do not.
+        """
+
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:

@@ -46,6 +46,11 @@ class BCEGate(ClosedGate):
         super().__init__(encoder, reference)
         self.hard, self.lr, self.steps, self.scale = hard, lr, steps, scale
 
+    def check(self) -> None:
+        """Refuse tables that do not fit each other."""
+        super().check()
+        self._need_numbers(self.hard, self.lr, self.steps, self.scale)
+
     def remove(self, slots: Sequence[int]) -> None:
         """Forget ``slots`` and train the others without them."""
         self._drop(slots)

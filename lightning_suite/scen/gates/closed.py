@@ -58,6 +58,20 @@ class ClosedGate(KeyedGate):
         for name in ("owners", "hardest_owner"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64))
 
+    def check(self) -> None:
+        """Refuse tables that do not fit each other."""
+        super().check()
+        slots, width = self.keys.shape
+        of_slots = (slots,)
+        for name in ("lowest", "hardest", "hardest_owner"):
+            self._need(name, getattr(self, name).shape == of_slots)
+        self._need("owners", self.owners.ndim == 1 and _within(self.owners, 0, slots))
+        self._need("hardest_owner", _within(self.hardest_owner, _REFERENCE, slots))
+        if slots:
+            self._need("positives", self.positives.shape == (len(self.owners), width))
+            self._need("matrix", self.matrix.shape == (*self.mean.shape, width))
+            self._need("background", self.background.shape[1:] == (width,))
+
     def whiten(self, states: Tensor) -> Tensor:
         """Return whitened features of length 1 of inputs of the layer, both [N, d_in]."""
         return Whitening(self.mean, self.matrix)(states.to(self.mean))
@@ -153,3 +167,7 @@ class ClosedGate(KeyedGate):
         self.mean, self.matrix = total_whitening(states.cpu())
         self.mean, self.matrix = self.mean.to(states), self.matrix.to(states)
         self.background = self.whiten(states)
+
+
+def _within(numbers: Tensor, first: int, end: int) -> bool:
+    return bool(((numbers >= first) & (numbers < end)).all())

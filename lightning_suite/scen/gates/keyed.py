@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_suite.errors import MissingExtraError
+from lightning_suite.errors import MissingExtraError, SuiteError
 from lightning_suite.scen import routing
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.gates.base import MISS, Gate, PromptQuery, Routing
@@ -48,6 +48,19 @@ class KeyedGate(Gate):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the index out of copies: it is made from the keys, and FAISS's cannot be copied."""
         return {**self.__dict__, "_index": None}
+
+    def check(self) -> None:
+        """Refuse tables that do not fit each other."""
+        self._need("keys", self.keys.ndim == 2)
+        self._need("thresholds", self.thresholds.shape == self.keys.shape[:1])
+
+    def _need(self, table: str, fits: bool) -> None:
+        if not fits:
+            raise SuiteError(f"the gate's table {table!r} does not fit the others.")
+
+    def _need_numbers(self, *settings: float) -> None:
+        if not all(type(value) in (int, float) for value in settings):
+            raise SuiteError(f"the settings of the gate {self.kind!r} are no numbers: {settings}.")
 
     @property
     def alive(self) -> Tensor:

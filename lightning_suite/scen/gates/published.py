@@ -52,6 +52,15 @@ class PublishedGate(KeyedGate):
         self.register_buffer("states", torch.empty(0, 0))
         self.register_buffer("slots", torch.empty(0, dtype=torch.int64))
 
+    def check(self) -> None:
+        """Refuse tables that do not fit each other."""
+        super().check()
+        self._need_numbers(self.theta, self.lr, self.steps, self.seed)
+        self._need("slots", self.slots.ndim == 1)
+        self._need("slots", bool(((self.slots >= 0) & (self.slots < len(self.keys))).all()))
+        if len(self.slots):
+            self._need("states", self.states.shape == (len(self.slots), self.keys.shape[1]))
+
     def similarity(self, states: Tensor) -> Tensor:
         """Return the activations of all neurons, [N, d_in] -> [N, slots]."""
         return torch.sigmoid(super().similarity(states))
