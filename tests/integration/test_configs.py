@@ -48,6 +48,7 @@ ELSEWHERE = (
     "quickstart/lmcd.yaml",
     "overlays/attach_students.yaml",
     "overlays/diagnosis_report.yaml",
+    "pipeline/",
     "resofilter/",
     "quickstart/resofilter.yaml",
     "overlays/gradient_features.yaml",
