@@ -20,9 +20,11 @@ from lightning_suite.datamodules.cold_start_reading import read_parts
 from lightning_suite.datamodules.cold_start_sources import ResponseData
 from lightning_suite.datamodules.cold_start_splits import Split, manifest
 from lightning_suite.datamodules.cold_start_texts import (
+    compose_kc_texts,
     compose_texts,
     encode_texts,
     read_descriptions,
+    read_kc_descriptions,
 )
 from lightning_suite.datamodules.loading import ResumableLoader, no_loaders, sampler_loader
 from lightning_suite.errors import SuiteError, check_choice
@@ -44,8 +46,9 @@ class ColdStartDataModule(LightningDataModule):
     Which answers are where is in ``manifest``, which every checkpoint keeps: a checkpoint is not
     tested or resumed on another split.
 
-    After ``setup``: ``data``, ``split``, ``manifest``, ``kc_prefixes`` (tokens of the KCs'
-    names), ``texts`` (what stands before the student token).
+    After ``setup``: ``data``, ``split``, ``manifest``, ``texts`` (what stands before the student
+    token), ``kc_texts`` and ``kc_prefixes`` (what a head that knows KCs by their texts reads: their
+    names or, with descriptions, those; and its tokens).
 
     Args:
         source: A folder of the plain format or of another project, see
@@ -56,7 +59,10 @@ class ColdStartDataModule(LightningDataModule):
             ``domain``, or a ``student``.
         folds: The test is one of so many parts.
         fold: Which one, from 0.
-        val_fraction: Share of the rest that is cut off for validation, in the same way.
+        val_fraction: Share of the rest that is cut off for validation, in the same way: of the
+            exercises, KCs, domains or students, and one at least.
+        val_split: ``same``; or, with ``split`` ``kc`` or ``domain``, ``exercise``: validate on new
+            exercises of KCs that are trained on. A whole domain of three is much to give away.
         split_seed: Other parts for other seeds.
         test_source: Test on these answers instead: an ``interactions.csv``, or a folder of the
             same format with exercises of its own. All students must be known.
@@ -68,7 +74,8 @@ class ColdStartDataModule(LightningDataModule):
             from (``AttachNewStudentsCallback``); they are the last of ``student_ids``.
         repeats: What to do with a second answer of a student to an exercise.
         text: What stands before the student: ``raw`` text; the text with ``kc_names``; the
-            ``diffused`` description; or ``both``, text and description.
+            ``diffused`` description; or ``both``, text and description. KCs likewise, for a head
+            that knows them by their texts.
         descriptions: What ``lightning-suite diffuse`` wrote, for ``diffused`` and ``both``.
         system: The sentence before the text.
         tokenizer: A folder or Hub name, ``package:NAME``, a ``.gguf`` file, or ``bytes``. None
@@ -88,6 +95,7 @@ class ColdStartDataModule(LightningDataModule):
     manifest: dict[str, Any]
     new_student_ids: list[str]  # the last of student_ids
     texts: list[str]
+    kc_texts: list[str]
     kc_prefixes: dict[str, Tensor]
 
     def __init__(
@@ -100,6 +108,7 @@ class ColdStartDataModule(LightningDataModule):
         folds: int = 5,
         fold: int = 0,
         val_fraction: float = 0.1,
+        val_split: Literal["same", "exercise"] = "same",
         split_seed: int = 0,
         test_source: str | None = None,
         oracle_fraction: float = 0.0,
@@ -159,15 +168,16 @@ class ColdStartDataModule(LightningDataModule):
         pad = tokenizer.pad_token_id
         self._pad = (tokenizer.eos_token_id if pad is None else pad) or 0
         h = self.hparams
-        described = (
-            read_descriptions(h["descriptions"], self.data, self.split) if h["descriptions"] else {}
-        )
+        described, described_kcs = {}, {}
+        if h["descriptions"]:
+            written = h["descriptions"], self.data, self.split
+            described, described_kcs = read_descriptions(*written), read_kc_descriptions(*written)
         self.texts = compose_texts(self.data, h["text"], h["system"], described)
         ids = [exercise.id for exercise in self.data.exercises]
         self._tokens = encode_texts(tokenizer, ids, self.texts, h["max_length"])
-        names = [kc.name for kc in self.data.kcs]
-        if names:
-            encoded = encode_texts(tokenizer, self.kc_ids, names, h["max_length"])
+        self.kc_texts = compose_kc_texts(self.data, h["text"], described_kcs)
+        if self.kc_texts:
+            encoded = encode_texts(tokenizer, self.kc_ids, self.kc_texts, h["max_length"])
             self.kc_prefixes = pad_tokens(encoded, self._pad)
         counts = ", ".join(f"{name} {len(part):,}" for name, part in self.split.parts.items())
         rank_zero_info(

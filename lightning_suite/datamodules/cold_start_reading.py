@@ -30,6 +30,7 @@ def read_parts(options: Mapping[str, Any]) -> tuple[ResponseData, Split, list[st
         SuiteError: Something is missing, double, unknown or leaks; with file and row.
     """
     repeats, kind, val = options["repeats"], options["split"], options["val_fraction"]
+    val_kind = None if options["val_split"] == "same" else options["val_split"]
     answers, exercises, kcs = read_source(options["source"], options["format"])
     data = check_responses(answers, exercises, kcs, repeats=repeats)
     if options["test_source"] is None:
@@ -39,6 +40,7 @@ def read_parts(options: Mapping[str, Any]) -> tuple[ResponseData, Split, list[st
             folds=options["folds"],
             fold=options["fold"],
             val_fraction=val,
+            val_kind=val_kind,
             seed=options["split_seed"],
             oracle_fraction=options["oracle_fraction"],
             support=options["support"],
@@ -53,7 +55,14 @@ def read_parts(options: Mapping[str, Any]) -> tuple[ResponseData, Split, list[st
             repeats=repeats,
             students=data.students,
         )
-        data, split = join_test(data, test, kind, val_fraction=val, seed=options["split_seed"])
+        data, split = join_test(
+            data,
+            test,
+            kind,
+            val_fraction=val,
+            val_kind=val_kind,
+            seed=options["split_seed"],
+        )
     if options["new_students"] is None:
         return data, split, []
     given = list(read_answers(Path(options["new_students"]).expanduser()))

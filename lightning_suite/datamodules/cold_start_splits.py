@@ -28,11 +28,13 @@ class Split:
             test's exercises for an upper bound, never in ``test``. ``support``: the answers from
             which the students of a student-cold test are attached.
         held_out: Ids of the exercises, KCs, domains or students that only ``test`` has.
+        val_kind: What is cold in ``val`` instead; None: the same.
     """
 
     kind: Kind
     parts: dict[str, Tensor]
     held_out: list[str] = field(default_factory=list)
+    val_kind: Kind | None = None
 
 
 def make_split(
@@ -42,15 +44,16 @@ def make_split(
     folds: int = 5,
     fold: int = 0,
     val_fraction: float = 0.1,
+    val_kind: Kind | None = None,
     seed: int = 0,
     oracle_fraction: float = 0.0,
     support: int = 0,
 ) -> Split:
     """Hold out one of ``folds`` parts for testing, and of the rest a part for validation.
 
-    Validation is as cold as the test: it is cut in the same way. Exercises with the same text are
-    never on two sides. Exercises without answers have no say in it: who adds some later has the
-    same split.
+    Validation is as cold as the test: it is cut in the same way, at least one exercise, KC, domain
+    or student. Exercises with the same text are never on two sides. Exercises without answers have
+    no say in it: who adds some later has the same split.
 
     Args:
         data: All answers.
@@ -59,6 +62,8 @@ def make_split(
         folds: Number of parts.
         fold: Which part is the test, from 0.
         val_fraction: Of what is not tested; 0 for none.
+        val_kind: With ``kc`` and ``domain``: ``exercise`` to validate on new exercises of KCs that
+            are trained on, where a whole KC or domain would leave too little.
         seed: Of the cut.
         oracle_fraction: Share of the test's answers that is set apart as ``oracle``.
         support: With ``student``: answers of each held-out student to attach them from.
@@ -69,6 +74,11 @@ def make_split(
     check_choice("split", kind, KINDS)
     if folds < 2 or not 0 <= fold < folds:
         raise SuiteError(f"fold {fold} of {folds} folds: give 2 or more folds and fold from 0 on.")
+    if val_kind not in (None, kind) and (kind not in ("kc", "domain") or val_kind != "exercise"):
+        raise SuiteError(
+            f"split={kind}: validation cannot be cut by {val_kind}. With split kc or domain it can "
+            "be by exercise; else it is cut as the test is."
+        )
     groups, names = _groups(data, kind)
     answered = _units(data, kind).unique().tolist()
     present = torch.tensor(sorted({group for unit in answered for group in groups[unit]}))
@@ -79,6 +89,10 @@ def make_split(
     tested = set(present[place * folds // number == fold].tolist())
     rest = [g for g in present[order].tolist() if g not in tested]
     warm = [tested.isdisjoint(group) for group in groups]
+    if val_kind not in (None, kind):
+        groups = _groups(data, "exercise")[0]
+        left = torch.tensor(sorted({g for unit in answered if warm[unit] for g in groups[unit]}))
+        rest = left[torch.randperm(len(left), generator=generator)].tolist()
     validated = [False] * len(groups)
     for count in range(max(1, round(val_fraction * len(rest))), len(rest)) if val_fraction else ():
         chosen = set(rest[:count])
@@ -97,6 +111,7 @@ def make_split(
         kind,
         {name: part for name, part in parts.items() if len(part)},
         [names[i] for i in sorted(tested)] if names else [],
+        val_kind,
     )
     needed = ["train", "test", *(["val"] if val_fraction else [])]
     empty = [name for name in needed if name not in split.parts]
@@ -110,7 +125,13 @@ def make_split(
 
 
 def join_test(
-    data: ResponseData, test: ResponseData, kind: Kind, *, val_fraction: float, seed: int
+    data: ResponseData,
+    test: ResponseData,
+    kind: Kind,
+    *,
+    val_fraction: float,
+    seed: int,
+    val_kind: Kind | None = None,
 ) -> tuple[ResponseData, Split]:
     """Join answers that are given as the test to those to train on.
 
@@ -120,6 +141,7 @@ def join_test(
         kind: What must be new in ``test``.
         val_fraction: Of ``data``.
         seed: Of the cut.
+        val_kind: As for :func:`make_split`.
 
     Raises:
         SuiteError: An answer is in both, or what must be new is not.
@@ -143,9 +165,9 @@ def join_test(
     parts = {"train": rows[: len(data)]}
     if val_fraction:
         folds = max(2, round(1 / val_fraction))
-        cut = make_split(data, kind, folds=folds, val_fraction=0, seed=seed)
+        cut = make_split(data, val_kind or kind, folds=folds, val_fraction=0, seed=seed)
         parts = {"train": cut.parts["train"], "val": cut.parts["test"]}
-    split = Split(kind, {**parts, "test": rows[len(data) :]})
+    split = Split(kind, {**parts, "test": rows[len(data) :]}, val_kind=val_kind)
     check_leaks(whole, split)
     return whole, split
 
@@ -165,11 +187,12 @@ def check_leaks(data: ResponseData, split: Split) -> None:
     train = split.parts["train"]
     for name in ("val", "test"):
         held = split.parts.get(name)
-        if held is None or split.kind == "random":
+        kind = (split.val_kind or split.kind) if name == "val" else split.kind
+        if held is None or kind == "random":
             continue
         if name == "test" and "val" in split.parts:
             train = torch.cat([train, split.parts["val"]])  # the best epoch is chosen by it
-        if split.kind == "student":
+        if kind == "student":
             both = {data.students[s] for s in _shared(data.student, train, held)}
             _refuse(both, "students", name)
             continue
@@ -179,15 +202,15 @@ def check_leaks(data: ResponseData, split: Split) -> None:
         texts = {data.exercises[e].text for e in there}
         _refuse({data.exercises[e].id for e in here if data.exercises[e].text in texts},
                 "texts of exercises", name)  # fmt: skip
-        if split.kind in ("kc", "domain"):
-            known = set[str]().union(*(_labels(data, e, split.kind) for e in there))
+        if kind in ("kc", "domain"):
+            known = set[str]().union(*(_labels(data, e, kind) for e in there))
             if name == "test":
-                _refuse(known & set(split.held_out), f"{split.kind}s that are held out", name)
-            warm = [data.exercises[e].id for e in here if _labels(data, e, split.kind) <= known]
+                _refuse(known & set(split.held_out), f"{kind}s that are held out", name)
+            warm = [data.exercises[e].id for e in here if _labels(data, e, kind) <= known]
             if warm:
                 raise SuiteError(
-                    f"leak: split={split.kind}, and {len(warm)} exercises of the {name} part have "
-                    f"no {split.kind} that is new: {', '.join(sorted(warm)[:3])}. Take their "
+                    f"leak: split={kind}, and {len(warm)} exercises of the {name} part have "
+                    f"no {kind} that is new: {', '.join(sorted(warm)[:3])}. Take their "
                     "answers out, or choose another kind of split."
                 )
 

@@ -42,6 +42,24 @@ def compose_texts(
     return texts
 
 
+def compose_kc_texts(data: ResponseData, kind: TextKind, described: Mapping[str, str]) -> list[str]:
+    """Return what is read of each KC: its name, its description, or both.
+
+    Args:
+        data: With KCs.
+        kind: As for the exercises: ``diffused`` takes the description, ``both`` name and
+            description, the others the name.
+        described: Description of each KC; empty where there are none: names are taken then.
+    """
+    names = [kc.name for kc in data.kcs]
+    if not described or kind not in ("diffused", "both"):
+        return names
+    texts = [described[kc.id] for kc in data.kcs]
+    if kind == "diffused":
+        return texts
+    return [f"{name}\n{text}" for name, text in zip(names, texts, strict=True)]
+
+
 def read_descriptions(file: str | Path, data: ResponseData, split: Split) -> dict[str, str]:
     """Read the exercises' descriptions that ``lightning-suite diffuse`` wrote.
 
@@ -55,6 +73,39 @@ def read_descriptions(file: str | Path, data: ResponseData, split: Split) -> dic
         SuiteError: An exercise has no description, or a prompt showed an exercise of the test or
             of the validation: what was written about others would know its text.
     """
+    described = _read(file, "exercise", data, split)
+    missing = [e.id for e in data.exercises if not described.get(e.id)]
+    if missing:
+        raise SuiteError(
+            f"descriptions: {file} has none of exercise {missing[0]!r} and {len(missing) - 1} "
+            "others. Run lightning-suite diffuse on this data; it continues where it stopped."
+        )
+    return described
+
+
+def read_kc_descriptions(file: str | Path, data: ResponseData, split: Split) -> dict[str, str]:
+    """Read those of the KCs; the arguments are those of :func:`read_descriptions`.
+
+    Returns:
+        The description of each KC, or nothing where the file has none of any.
+
+    Raises:
+        SuiteError: Only some KCs have one, or a prompt showed what it must not.
+    """
+    described = _read(file, "kc", data, split)
+    missing = [kc.id for kc in data.kcs if not described.get(kc.id)]
+    if not missing:
+        return described
+    if len(missing) < len(data.kcs):  # some by name and some by description: not alike
+        raise SuiteError(
+            f"descriptions: {file} describes some KCs, and not {missing[0]!r}. Run "
+            "lightning-suite diffuse on this data; it continues where it stopped."
+        )
+    return {}
+
+
+def _read(file: str | Path, kind: str, data: ResponseData, split: Split) -> dict[str, str]:
+    """Return the texts of a kind by id; rows of any kind are checked."""
     try:
         # not str.splitlines: texts may hold what that takes for the end of a line
         lines = Path(file).expanduser().read_bytes().split(b"\n")
@@ -79,14 +130,8 @@ def read_descriptions(file: str | Path, data: ResponseData, split: Split) -> dic
                 f"exercise {sorted(leaked)[0]!r} of the test or validation as an example. Run "
                 "lightning-suite diffuse with this split."
             )
-        if row["kind"] == "exercise":
+        if row["kind"] == kind:
             described[row["id"]] = row["text"]
-    missing = [e.id for e in data.exercises if not described.get(e.id)]
-    if missing:
-        raise SuiteError(
-            f"descriptions: {file} has none of exercise {missing[0]!r} and {len(missing) - 1} "
-            "others. Run lightning-suite diffuse on this data; it continues where it stopped."
-        )
     return described
 
 

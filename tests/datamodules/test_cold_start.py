@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cold_start_folders import EXERCISES, STUDENTS, write_plain, write_rows
+from cold_start_folders import EXERCISES, KCS, STUDENTS, write_plain, write_rows
 
 from lightning_suite.datamodules.cold_start import ColdStartDataModule
 from lightning_suite.datamodules.cold_start_batches import ExerciseBatches
@@ -118,6 +118,26 @@ def describe(folder: Path, **change: Any) -> Path:
     file = folder / "descriptions.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows))
     return file
+
+
+def test_skills_are_read_by_name_or_as_they_are_described(tmp_path: Path) -> None:
+    file = describe(tmp_path)
+    assert module(tmp_path).kc_texts[:2] == ["to add", "to carry"]
+    options: dict[str, Any] = {"text": "diffused", "descriptions": str(file)}
+    assert module(tmp_path, **options).kc_texts[:2] == ["to add", "to carry"]  # it has none
+    with file.open("a") as handle:
+        for kc in KCS:
+            handle.write(f'\n{{"kind": "kc", "id": "{kc}", "text": "To {kc} is hard."}}')
+    described = module(tmp_path, **options)
+    assert described.kc_texts[0] == "To add is hard."
+    length = described.kc_prefixes["lengths"][0]
+    assert bytes(described.kc_prefixes["input_ids"][0, :length].tolist()) == b"To add is hard."
+    both = module(tmp_path, text="both", descriptions=str(file))
+    assert both.kc_texts[0] == "to add\nTo add is hard."
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines[:-1]))
+    with pytest.raises(SuiteError, match=r"describes some KCs, and not 'unit'\. Run .* diffuse"):
+        module(tmp_path, **options)
 
 
 def test_descriptions_that_know_the_test_are_a_leak(tmp_path: Path) -> None:

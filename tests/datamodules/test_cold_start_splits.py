@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,27 @@ def test_another_seed_is_another_split_and_the_manifest_says_so(data: ResponseDa
     one, other = (manifest(data, make_split(data, "exercise", seed=s)) for s in (0, 1))
     assert one["sha256"] != other["sha256"]
     assert one["answers"]["test"] == 24
+
+
+@pytest.mark.parametrize(("kind", "folds"), [("kc", 5), ("domain", 3)])
+def test_few_skills_can_be_validated_by_exercises_and_stay_in_training(
+    kind: Kind, folds: int, data: ResponseData
+) -> None:
+    for fold in range(folds):
+        test = make_split(data, kind, folds=folds, fold=fold, val_fraction=0.0)
+        split = make_split(
+            data, kind, folds=folds, fold=fold, val_fraction=0.2, val_kind="exercise"
+        )
+        assert torch.equal(split.parts["test"], test.parts["test"])
+        assert not (cold(data, split, "val") | cold(data, split, "train")) & set(split.held_out)
+        exercises = {p: set(data.exercise[split.parts[p]].tolist()) for p in split.parts}
+        assert not exercises["val"] & exercises["train"]
+        count = len(exercises["val"] | exercises["train"])
+        assert len(exercises["val"]) == max(1, round(0.2 * count))
+    with pytest.raises(SuiteError, match="leak: 1 exercises of the val part"):
+        check_leaks(data, replace(moved(split, "val"), val_kind="exercise"))
+    with pytest.raises(SuiteError, match="split=student: validation cannot be cut by exercise"):
+        make_split(data, "student", val_kind="exercise")
 
 
 def test_an_oracle_part_is_set_apart_from_the_test(data: ResponseData) -> None:

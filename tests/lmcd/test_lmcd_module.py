@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from backbones import BACKBONES
-from cold_start_folders import write_plain
+from cold_start_folders import KCS, write_plain
 from glass_lm import glass_tokenizer
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -18,6 +19,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from lightning_suite import ColdStartDataModule, LMCDModule
 from lightning_suite.errors import SuiteError
 from lightning_suite.language.loading import causal_lm_from_config
+from lightning_suite.lmcd.assembly import read_kc_vectors
+from lightning_suite.lmcd.layout import Prefixes
 
 CONFIG = {
     **BACKBONES["llama"],
@@ -85,6 +88,32 @@ def test_every_head_learns_the_answers_and_reports_all_metrics(head: str, tmp_pa
     names |= set() if head == "mirt" else {"doa"}
     assert {f"lmcd/val_{name}" for name in names} <= set(fit.callback_metrics)
     assert fitted.model.fusion.mode == "cached"
+
+
+def test_kancd_reads_skills_as_they_are_described_and_the_checkpoint_keeps_it(
+    tmp_path: Path,
+) -> None:
+    write_plain(tmp_path)
+    rows = [("exercise", f"e{e}", f"About {e}.") for e in range(10)]
+    rows += [("kc", kc, f"To {kc} takes care.") for kc in KCS]
+    file = tmp_path / "descriptions.jsonl"
+    file.write_text(
+        "\n".join(json.dumps(dict(zip(("kind", "id", "text"), r, strict=True))) for r in rows)
+    )
+    vectors = []
+    for options in ({"text": "raw"}, {"text": "diffused", "descriptions": str(file)}):
+        fitted, source = module(head="kancd"), data(tmp_path, **options)
+        fit = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+        fit.fit(fitted, source)
+        head: Any = fitted.model.head
+        texts = Prefixes(**source.kc_prefixes)
+        wanted = read_kc_vectors(fitted.model.fusion.backbone, texts)
+        torch.testing.assert_close(head.kc_vectors, wanted)
+        vectors.append(head.kc_vectors)
+    assert (vectors[0] - vectors[1]).norm() > 0.1 * vectors[0].norm()
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    loaded: Any = LMCDModule.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert torch.equal(loaded.model.head.kc_vectors, vectors[1])
 
 
 @pytest.mark.parametrize("reader", ["student", "start"])
