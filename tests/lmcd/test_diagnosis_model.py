@@ -8,8 +8,10 @@ import pytest
 import torch
 from backbones import backbone, batch, fusion
 
+from lightning_suite.lmcd.fusion import Mode
 from lightning_suite.lmcd.heads.irt import SCALE
 from lightning_suite.lmcd.heads.registry import make_head
+from lightning_suite.lmcd.layout import Prefixes
 from lightning_suite.lmcd.model import DiagnosisModel
 from lightning_suite.lmcd.ridge import fit_ridge
 
@@ -29,6 +31,29 @@ def test_the_head_is_computed_in_float32_under_mixed_precision() -> None:
     assert logits.dtype == penalty.dtype == torch.float32
     assert torch.equal(logits, truth)
     assert torch.equal(penalty, prior)
+
+
+@pytest.mark.parametrize("mode", ["row", "packed", "cached"])
+def test_ability_knows_no_text_and_discrimination_and_guessing_no_student(mode: Mode) -> None:
+    torch.manual_seed(0)
+    model = DiagnosisModel(fusion(backbone("llama"), mode), make_head("4pl", 32, 0))
+    head: Any = model.head
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_()
+    prefixes, rows, students = batch()
+    other = Prefixes(prefixes.input_ids.flip(0), prefixes.lengths)
+    with torch.no_grad():
+        vectors = model.fusion.students(students)
+        states, elsewhere = (model.states(p, rows, vectors) for p in (prefixes, other))
+    assert torch.equal(head.ability(states.student), head.ability(elsewhere.student))
+    said = head.item_parameters(states.exercise, states.relative)
+    for row in range(3):
+        for name in ("discrimination", "guessing", "slipping"):
+            of_row = said[name][rows == row]
+            torch.testing.assert_close(of_row, of_row[:1].expand_as(of_row), atol=1e-5, rtol=1e-5)
+    assert said["difficulty"][rows == 0].std() > 1e-3  # each student sees it otherwise
+    assert said["discrimination"].std() > 1e-3
 
 
 def test_units_and_the_start_of_the_difficulty_know_no_dropout() -> None:

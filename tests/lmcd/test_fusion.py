@@ -91,19 +91,34 @@ def next_positions(lengths: Tensor, prefix: int, students: int) -> Tensor:
     return torch.arange(prefix + students).expand(len(lengths), -1)
 
 
-@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize(("kind", "attention"), SHAPES)
 @pytest.mark.parametrize(
-    ("name", "wrong"),
-    [("packed_mask", see_everything), ("packed_positions", next_positions)],
+    ("mode", "name", "wrong"),
+    [
+        ("packed", "packed_mask", see_everything),
+        ("packed", "packed_positions", next_positions),
+        ("cached", "packed_mask", see_everything),
+    ],
 )
 def test_a_wrong_mask_or_position_shows(
-    kind: str, name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
+    mode: Mode,
+    name: str,
+    wrong: Any,
+    kind: str,
+    attention: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    truth, _, _ = run(backbone(kind), "row")
-    made = fusion(backbone(kind), "packed")
+    truth, probability, gradients = run(backbone(kind, attention), "row")
+    made = fusion(backbone(kind, attention), mode)
     made._checked = True  # or the model itself would notice, see below
     monkeypatch.setattr(fusion_module, name, wrong)
-    assert error(made(*batch()).relative, truth.relative) > 100 * EXACT
+    fused = made(*batch())
+    tried = answers(fused)
+    tried.log().sum().backward()
+    assert error(fused.relative, truth.relative) > 100 * EXACT
+    assert (tried - probability).abs().max() > 100 * EXACT
+    assert made.students.weight.grad is not None
+    assert error(made.students.weight.grad, gradients["students.weight"]) > 100 * EXACT
 
 
 def test_a_backbone_that_does_not_obey_the_mask_falls_back_with_a_message(
