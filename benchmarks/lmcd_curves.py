@@ -1,22 +1,23 @@
 """How time and memory go with the number of students and the length of the text.
 
-    python benchmarks/lmcd_curves.py [--draw]
+    python benchmarks/lmcd_curves.py [--only seconds | memory | figure]
 
 Training (forward and backward) of ``lmcd_speed.py``'s three modes on SmolLM2-135M, frozen, one
 thread: 64 students behind texts of random tokens of several lengths, and several numbers of
 students behind one text. CPU time; the modes take turns at each point, in one process. ``row``
 reads 8 students a pass, which counts once and is scaled to all of them: its time is a row's, times
 the students. The others count as the median of three. Memory is how far one training pass lifts
-the peak of a process that has loaded the model and read one student; ``row``'s is that of a pass of
-8 students. ``--draw`` measures nothing and draws the result that is there.
+the peak of a process that has loaded the model and read one student (so that ``cached`` holds its
+prefix already); ``row``'s is that of a pass of 8 students. ``--only`` keeps the rest of the result.
 """
 
 from __future__ import annotations
 
+import argparse
+import ctypes
 import json
 import os
 import statistics
-import sys
 import time
 import warnings
 from functools import partial
@@ -60,12 +61,13 @@ class Work:
 def peak_mib(backbone: Any, mode: Mode, count: int, length: int) -> float:
     """Return how far one training pass lifts the peak of a process of its own, in MiB."""
     out, into = os.pipe()
-    child = os.fork()  # the model is there already; nobody may have trained before (autograd)
+    child = os.fork()  # the model is there already
     if child == 0:
         status = 1
         try:
             work = Work(backbone, mode, count, length)
             work.train(1)  # what is needed once; the prefix is cached
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # what that has freed is free (glibc)
             os.write(into, str(lifted_mib(work.train)).encode())
             status = 0
         finally:
@@ -93,34 +95,54 @@ def seconds(backbone: Any, count: int, length: int) -> dict[str, float]:
     return found
 
 
-def measure() -> dict[str, Any]:
-    """Return all points."""
-    backbone = causal_lm_from_pretrained(BACKBONE).base_model.requires_grad_(False)
-    sizes = grid(STUDENTS, TOKENS)
-    loads = os.getloadavg()[0]
-    peaks = [{mode: peak_mib(backbone, mode, *size) for mode in MODES} for size in sizes]
-    rows = []
-    for (count, length), peak in zip(sizes, peaks, strict=True):
+def sizes_and_modes() -> list[dict[str, Any]]:
+    return [
+        {"mode": mode, "students": count, "tokens": length}
+        for count, length in grid(STUDENTS, TOKENS)
+        for mode in MODES
+    ]
+
+
+def add_memory(backbone: Any, rows: list[dict[str, Any]]) -> None:
+    """Measure the memory of each row; passes that are the same are one."""
+    known: dict[tuple[Mode, int, int], float] = {}
+    for row in rows:
+        mode, length = row["mode"], row["tokens"]
+        key = mode, min(row["students"], ROWS) if mode == "row" else row["students"], length
+        if key not in known:
+            known[key] = peak_mib(backbone, *key)
+            print(*key, f"{known[key]:.1f} MiB", flush=True)
+        row["peak_mib"] = known[key]
+
+
+def add_seconds(backbone: Any, rows: list[dict[str, Any]]) -> None:
+    """Measure the time of each row, the modes of a point in turn."""
+    for count, length in grid(STUDENTS, TOKENS):
         taken = seconds(backbone, count, length)
-        rows += [
-            {
-                "mode": mode,
-                "students": count,
-                "tokens": length,
-                "seconds": taken[mode],
-                "times_faster": taken["row"] / taken[mode],
-                "peak_mib": peak[mode],
-            }
-            for mode in MODES
-        ]
-        print(json.dumps(rows[-len(MODES) :]), flush=True)
+        for row in rows:
+            if (row["students"], row["tokens"]) == (count, length):
+                row["seconds"] = taken[row["mode"]]
+                row["times_faster"] = taken["row"] / taken[row["mode"]]
+        print(count, length, taken, flush=True)
+
+
+def measure(only: str | None) -> dict[str, Any]:
+    """Measure all points, or of those that are there only this."""
+    backbone = causal_lm_from_pretrained(BACKBONE).base_model.requires_grad_(False)
+    old = json.loads(RESULTS.read_text()) if only else {"rows": sizes_and_modes()}
+    # memory first: processes are forked, and nobody may have trained before (autograd)
+    for what, add in (("memory", add_memory), ("seconds", add_seconds)):
+        if only in (None, what):
+            load = os.getloadavg()[0]
+            add(backbone, old["rows"])
+            old[f"load_average_of_{what}"] = [load, os.getloadavg()[0]]
     return {
         "claim": "a student more costs a token, not a text; a longer text costs once",
         "command": "python benchmarks/lmcd_curves.py",
         "students_a_pass_of_row": ROWS,
-        **machine(),
-        "load_average_at_the_start": loads,
-        "rows": rows,
+        **{key: value for key, value in machine().items() if key != "load_average"},
+        **{key: value for key, value in old.items() if key.startswith("load_average_of")},
+        "rows": old["rows"],
     }
 
 
@@ -133,11 +155,16 @@ def value(what: str, row: dict[str, Any]) -> float:
 
 
 def main() -> None:
-    """Measure all points, write them as JSON and draw them."""
+    """Measure, write the result as JSON and draw it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=("seconds", "memory", "figure"))
+    only = parser.parse_args().only
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    if sys.argv[1:] != ["--draw"]:
-        write_json(RESULTS, measure())
+    if only != "figure":
+        write_json(RESULTS, measure(only))
     rows = json.loads(RESULTS.read_text())["rows"]
     lines = [
         Line(panel, partial(is_mode, mode), partial(value, what), color, label=mode)

@@ -1,0 +1,223 @@
+"""Write the measured tables of ``benchmarks/results/lmcd_*.json`` into docs/lmcd.md.
+
+python benchmarks/lmcd_card.py            # rewrite each table between its two markers
+python benchmarks/lmcd_card.py --check    # exit 1 if the card is not up to date
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from lmcd_intervals import over_folds
+
+from lightning_suite.files import atomic_write
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+CARD = ROOT / "docs" / "lmcd.md"
+TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+NAMES = {"frcsub": "FrcSub", "verbagg": "VerbAgg"}
+CEILING = "ceiling of one ability"
+ROWS = {  # of what LMCD is compared with, as the card calls them
+    "floor": "floor: the student's own rate",
+    "ids irt": "IRT by id",
+    "ids mirt": "MIRT by id",
+    "ids ncdm": "NCDM by id",
+    "q_matrix": "ridge on the Q-matrix",
+    "ridge raw": "ridge on the frozen text",
+    "ridge kc_names": "ridge on the frozen text with names of skills",
+    CEILING: CEILING,
+}
+HEADS = ("ncdm", "dina", "irt", "1pl", "2pl", "4pl", "mirt", "kancd")
+AGAINST = {
+    "floor": "floor",
+    "ids irt": "IRT by id",
+    "ids ncdm": "NCDM by id",
+    "q_matrix": "ridge on the Q-matrix",
+    "ridge kc_names": "ridge on the text",
+}
+TEXTS = {
+    "raw": "raw",
+    "kc_names": "names of skills",
+    "diffused": "diffused (template)",
+    "both": "raw text and description",
+}
+
+Data = dict[str, Any]
+
+
+def number(value: float, digits: int = 3, sign: bool = False) -> str:
+    """Return a figure below 1 as the card writes it: .887 or +.012, with a minus sign."""
+    text = f"{abs(value):.{digits}f}".removeprefix("0")
+    below = "−" if value < 0 else ""
+    return f"{below or '+' if sign else below}{text}"
+
+
+def spread(row: Data) -> str:
+    """Return AUC and its standard deviation over folds."""
+    return f"{number(row['auc'])} ± {number(row['sd'])}"
+
+
+def away(row: Data, other: Data, name: str, folds: int) -> str:
+    """Return a paired difference; bold where both of its intervals exclude zero."""
+    each = [a - b for a, b in zip(row["folds"], other["folds"], strict=True)]
+    exercises = over_folds(each, folds)
+    value = number(sum(each) / len(each), sign=True)
+    if name not in row["against"]:
+        return value
+    students = row["against"][name]["interval"]
+    low, high = (number(edge, sign=True) for edge in students)
+    clear = all(low > 0 or high < 0 for low, high in (students, exercises))
+    return f"{f'**{value}**' if clear else value} [{low}, {high}]"
+
+
+def lines(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    head = list(header)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
+
+
+def load(name: str) -> Data:
+    found: Data = json.loads((RESULTS / f"lmcd_{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def baselines() -> str:
+    """Return bounds and baselines, on all data sets of the main result."""
+    data = load("quality")["data"]
+    names = [name for name in NAMES if name in data]
+    return lines(
+        ["", *(NAMES[name] for name in names)],
+        [
+            [title, *(spread(data[name][key]) if key in data[name] else "" for name in names)]
+            for key, title in ROWS.items()
+            if any(key in data[name] for name in names)
+        ],
+    )
+
+
+def heads(name: str, result: str = "quality") -> str:
+    """Return every head on one data set, against what it is compared with."""
+    found = load(result)
+    rows = found["data"][name]
+    return lines(
+        ["", "AUC", *(f"against {title}" for title in AGAINST.values())],
+        [
+            [
+                f"`{head}`",
+                spread(rows[f"{head} kc_names"]),
+                *(
+                    away(rows[f"{head} kc_names"], rows[key], key, found["folds"])
+                    for key in AGAINST
+                ),
+            ]
+            for head in HEADS
+            if f"{head} kc_names" in rows
+        ],
+    )
+
+
+def texts(result: str = "quality", ways: tuple[str, ...] = ("ncdm", "irt", "ridge")) -> str:
+    """Return what texts do for the ways that were measured with all of them."""
+    data = load(result)["data"]
+    columns = [
+        (name, way)
+        for name in data
+        for way in ways
+        if all(f"{way} {text}" in data[name] for text in TEXTS)
+    ]
+    titles = [way if way == "ridge" else f"`{way}`" for _, way in columns]
+    return lines(
+        ["text", *(f"{NAMES[name]}, {t}" for (name, _), t in zip(columns, titles, strict=True))],
+        [
+            [title, *(number(data[name][f"{way} {text}"]["auc"]) for name, way in columns)]
+            for text, title in TEXTS.items()
+        ],
+    )
+
+
+def attach() -> str:
+    """Return how well new students are predicted."""
+    ways = ("floor", "rate and difficulty", "map", "gradient", "trained")
+    table = []
+    for name, rows in load("attach")["data"].items():
+        of = {(row["answers"], row["way"]): row for row in rows}
+        for count in dict.fromkeys(row["answers"] for row in rows):
+            own = of[count, "map"]
+            low, high = (number(x, sign=True) for x in own["against_trained_interval"])
+            table.append(
+                [
+                    NAMES[name],
+                    str(count),
+                    *(number(of[count, way]["auc"]) for way in ways),
+                    f"{number(own['against_trained'], sign=True)} [{low}, {high}]",
+                ]
+            )
+    return lines(
+        [
+            "", "K", "floor: own rate", "rate and difficulty", "`map`", "`gradient`", "trained",
+            "`map` against trained",
+        ],
+        table,
+    )  # fmt: skip
+
+
+def curves() -> str:
+    """Return time and memory against students and tokens."""
+    rows = load("curves")["rows"]
+    of = {(row["students"], row["tokens"], row["mode"]): row for row in rows}
+    modes = ("row", "packed", "cached")
+
+    def cells(size: tuple[int, int]) -> list[str]:
+        own = [of[(*size, mode)] for mode in modes]
+        return [
+            *(f"{row['seconds']:.2f}" for row in own),
+            *(f"{row['times_faster']:.0f}×" for row in own[1:]),
+            *(f"{row['peak_mib']:.0f}" for row in own),
+        ]
+
+    return lines(
+        [
+            "students", "tokens", *(f"{mode}, s" for mode in modes), "packed", "cached",
+            *(f"{mode}, MiB" for mode in modes),
+        ],
+        [
+            [str(count), str(length), *cells((count, length))]
+            for count, length in dict.fromkeys((row["students"], row["tokens"]) for row in rows)
+        ],
+    )  # fmt: skip
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "baselines": baselines,
+    "frcsub": lambda: heads("frcsub"),
+    "verbagg": lambda: heads("verbagg"),
+    "texts": texts,
+    "irt_texts": lambda: texts("quality_texts"),
+    "attach": attach,
+    "curves": curves,
+    "few_frcsub": lambda: heads("frcsub", "quality_pl"),
+    "few_verbagg": lambda: heads("verbagg", "quality_pl"),
+    "situations": lambda: heads("situations", "quality_situations"),
+}
+
+
+def main() -> int:
+    old = CARD.read_text(encoding="utf-8")
+    new = TABLE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", old)
+    if "--check" in sys.argv[1:]:
+        return int(new != old)
+    with atomic_write(CARD) as file:
+        file.write(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
