@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
-from lightning_suite.files import atomic_write, write_csv, write_json
+from lightning_suite.files import atomic_write, remove_abandoned, write_csv, write_json
 from lightning_suite.json_text import load_json
 
 if TYPE_CHECKING:
@@ -187,6 +187,8 @@ class RunFolder:
             "config": config,
         }
         write_json(self.path / "run.json", record)
+        if state == "running":
+            self._tidy()
 
     def finish(self, stopped_by: str = "") -> None:
         """Note in ``run.json`` that the run has ended, and when; without a record, do nothing.
@@ -231,6 +233,13 @@ class RunFolder:
         if not isinstance(record, dict):
             raise SuiteError(f"{path}: expected a JSON object. {_REDO}")
         return record
+
+    def _tidy(self) -> None:
+        """Remove what killed runs have left half written in the folders beside this one."""
+        for pattern in ("*", "*/artifacts"):
+            for folder in self.path.parent.glob(pattern):
+                if folder.is_dir():
+                    remove_abandoned(folder)
 
     def _add(self, new: Artifact) -> None:
         entries = self.index()

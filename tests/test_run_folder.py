@@ -174,3 +174,17 @@ def test_a_record_that_was_begun_is_ended(tmp_path: Path) -> None:
         "stopped",
         "KeyboardInterrupt",
     )
+
+
+def test_a_run_that_begins_tidies_up_after_killed_ones_beside_it(tmp_path: Path) -> None:
+    halves = [
+        tmp_path / "version_0" / ".run.json.abcdefgh.suite-partial",
+        tmp_path / "version_0" / "artifacts" / ".t.csv.abcdefgh.suite-partial",
+    ]
+    for half in halves:
+        half.parent.mkdir(parents=True, exist_ok=True)
+        half.write_text("{")
+    new = RunFolder(tmp_path / "version_1")
+    new.write_record(command=["a"], seed=0, config=None, state="running")
+    assert not any(half.exists() for half in halves)
+    assert (tmp_path / "version_0" / "artifacts").is_dir()
