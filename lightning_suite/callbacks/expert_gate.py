@@ -213,7 +213,8 @@ class ExpertGateCallback(Callback):
             options: Of :func:`lightning_suite.scen.editing.add_edits`.
         """
         handle = self._attached()
-        handle.bank.add(self._lm, self._words, edits, update=True, **options)
+        options = {"update": True, "allow_other_weights": self.allow_other_weights, **options}
+        handle.bank.add(self._lm, self._words, edits, **options)
 
     def evaluate(
         self, edits: Sequence[Edit], folder: RunFolder | None = None, **options: Any

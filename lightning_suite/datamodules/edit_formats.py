@@ -83,6 +83,8 @@ def _counterfact(row: Fields) -> Edit:
     """CounterFact (Meng et al., 2022). Its prompts are beginnings of sentences."""
     rewrite = row.part("requested_rewrite")
     subject, target = rewrite.text("subject"), rewrite.part("target_new").text("str")
+    if "{}" not in rewrite.text("prompt"):
+        raise FieldError("requested_rewrite.prompt has no {}, where the subject goes")
     prompt = rewrite.text("prompt").replace("{}", subject)
     # A neighbour shares the old answer; an attribute prompt is about a fact with the new one.
     kinds = (

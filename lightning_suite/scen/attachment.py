@@ -7,10 +7,11 @@ all the same, for a new question in an old conversation. Beams and repeated samp
 rows of the prefill already, and beams only ever move between rows of their own prompt.
 
 What cannot be seen from here: without a cache (``use_cache=False``) every step of ``generate`` is a
-prefill, and with an assistant model or prompt lookup the first pass holds guessed tokens behind the
-prompt, so say where the prompts end (:meth:`Attachment.prompt_lengths`); of a prompt that is read
-in pieces (``prefill_chunk_size``) the first piece decides; and adapters below the layer change the
-states that a layer gate compares, so its edits may no longer fire.
+prefill, so say where the prompts end (:meth:`Attachment.prompt_lengths`), as with an assistant
+model or prompt lookup, whose first pass holds guessed tokens behind the prompt and is refused
+otherwise; of a prompt that is read in pieces (``prefill_chunk_size``) the first piece decides; and
+adapters below the layer change the states that a layer gate compares, so its edits may no longer
+fire.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from lightning_suite.scen.expert_table import Weights, edited_rows
 from lightning_suite.scen.fingerprint import check_base
 from lightning_suite.scen.gates.base import MISS, PromptQuery, Routing
 from lightning_suite.scen.layer_choice import causal_lm, find_layer, layer_bias
-from lightning_suite.scen.passes import ForwardPass, HeldDecision
+from lightning_suite.scen.passes import ForwardPass, HeldDecision, guessing
 from lightning_suite.scen.prompts import PromptFormat
 from lightning_suite.scen.sequences import last_prompt_tokens, real_tokens
 from lightning_suite.scen.systems import Decision
@@ -228,6 +229,12 @@ class Attachment:
                 )
             self._pass = ForwardPass(known, length)
             return
+        if self._lengths is None and guessing():
+            raise SuiteError(
+                "generate with an assistant model or prompt lookup reads guessed tokens behind the "
+                "prompt, and prompts are routed at their end. Say where it is: with "
+                "attached.prompt_lengths([number of prompt tokens]): model.generate(…)."
+            )
         real = real_tokens(mask, rows, length, shown.device)
         last = last_prompt_tokens(real, self._lengths)
         decision = HeldDecision(rows)

@@ -45,6 +45,10 @@ class ExpertBank(nn.Module):
         template: Of prompts, as for :class:`~lightning_suite.scen.prompts.PromptFormat`.
         calibration: What was chosen by trial for these edits and on what data, plain values, see
             :mod:`~lightning_suite.scen.calibrated`; kept with the bank.
+
+    Attributes:
+        trained: How the last experts were, as settings: plain values; empty where nobody said. See
+            :mod:`~lightning_suite.scen.continuing`.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class ExpertBank(nn.Module):
         self.rank, self.dtype, self.template = rank, dtype, template
         self.positions: Positions = positions
         self.calibration: dict[str, Any] = dict(calibration or {})
+        self.trained: dict[str, Any] = {}
         self.history = History()
         self.table = self._empty_table()
         self._disabled = 0
@@ -265,6 +270,7 @@ class ExpertBank(nn.Module):
         """
         self.restore(matching_records(self, state), state["experts"])
         self.calibration = dict(state.get("calibration", {}))
+        self.trained = dict(state.get("training", {}))
 
     def restore(self, records: Sequence[EditRecord], experts: Mapping[str, Tensor]) -> None:
         """Replace history and experts; the gate is not touched.

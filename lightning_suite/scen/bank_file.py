@@ -97,6 +97,7 @@ def load_bank(path: str | Path, make_gate: Callable[[StoredBank], Gate]) -> Expe
         bank = ExpertBank(
             stored.base, make_gate(stored), **stored.settings, calibration=stored.calibration
         )
+        bank.trained = stored.training
         bank.restore(stored.records, _part(tensors, _EXPERTS))
         bank.gate.load_state_dict({**_part(tensors, _GATE), **stored.gate_state})
     except (SuiteError, RuntimeError, KeyError, TypeError) as err:

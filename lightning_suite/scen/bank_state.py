@@ -12,7 +12,9 @@ from lightning_suite.scen.records import EditRecord, from_plain, to_plain
 if TYPE_CHECKING:
     from lightning_suite.scen.bank import ExpertBank
 
-FORMAT = 2  # of 1, the gate "subject" reads its wordings again
+# Of 1, the gate "subject" reads its wordings again; before 3, nothing is known of the training and
+# of the weights in other precisions.
+FORMAT = 3
 SETTINGS = ("expert", "rank", "positions", "dtype", "template")
 
 
@@ -31,7 +33,8 @@ class BaseIdentity:
         config: Sizes of the model.
         sha256: Hash of the map's stored weights and a sample of the token embedding.
         sketch: What the map makes of fixed inputs, and numbers of the embedding; nearly the same
-            for the same weights in another precision.
+            for nearly the same weights.
+        rounded: As ``sha256``, of the same weights in other precisions, by their names.
     """
 
     name: str = field(compare=False)
@@ -41,16 +44,18 @@ class BaseIdentity:
     config: dict[str, Any]
     sha256: str
     sketch: tuple[float, ...] = field(compare=False)
+    rounded: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 def described(bank: ExpertBank) -> dict[str, Any]:
-    """Return base model, settings, kind of gate, calibration and edits of a bank."""
+    """Return base model, settings, kind of gate, what was chosen, and the edits of a bank."""
     return {
         "format": FORMAT,
         "base": {**asdict(bank.base), "sketch": list(bank.base.sketch)},
         "settings": {name: getattr(bank, name) for name in SETTINGS},
         "gate": bank.gate.kind,
         "calibration": bank.calibration,
+        "training": bank.trained,
         "edits": [to_plain(record) for record in bank.history.records],
     }
 
@@ -76,6 +81,8 @@ def base_of(state: Mapping[str, Any]) -> BaseIdentity:
     """
     base = state["base"]
     names = {item.name for item in fields(BaseIdentity)}
+    if isinstance(base, Mapping):
+        base = {"rounded": {}, **base}  # before format 3
     if not isinstance(base, Mapping) or set(base) != names:
         raise SuiteError(f"its base model is {base!r}, expected the keys {sorted(names)}.")
     if not all(isinstance(base[key], int) and base[key] > 0 for key in ("d_in", "d_out")):

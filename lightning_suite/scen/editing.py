@@ -28,6 +28,7 @@ from lightning_suite.scen.augmentation import contexts
 from lightning_suite.scen.bank import ExpertBank
 from lightning_suite.scen.bank_file import load_bank
 from lightning_suite.scen.calibrated import calibrated_experts, calibrated_gate
+from lightning_suite.scen.continuing import training_plan
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.expert_table import ExpertKind
@@ -182,28 +183,6 @@ def expert_settings(bank: ExpertBank, training: Mapping[str, Any]) -> ExpertSett
     return ExpertSettings(**{**fixed, "lr": chosen.get("lr"), **training})
 
 
-def check_settings(bank: ExpertBank, name: str, wanted: Mapping[str, Any]) -> None:
-    """Refuse to go on with a bank that was made with other settings.
-
-    Args:
-        bank: It counts; where it is empty anything goes.
-        name: Of its file, for the message.
-        wanted: ``gate``, ``expert`` and ``rank``.
-
-    Raises:
-        SuiteError: One of them is another.
-    """
-    here = {"gate": bank.gate.kind, "expert": bank.expert, "rank": bank.rank}
-    if bank.expert == "full":
-        del here["rank"]  # means nothing there
-    for key, value in here.items():
-        if len(bank.table) and wanted[key] != value:
-            raise SuiteError(
-                f"{name}: the bank has {key} {value!r}, and this run asks for {wanted[key]!r}. "
-                "Take the bank's, or another file."
-            )
-
-
 def train_edits(
     bank: ExpertBank,
     model: nn.Module,
@@ -245,6 +224,7 @@ def add_edits(
     settings: ExpertSettings | None = None,
     *,
     update: bool = False,
+    allow_other_weights: bool = False,
 ) -> TrainedExperts:
     """Train an expert for each edit, and insert all of them.
 
@@ -256,12 +236,13 @@ def add_edits(
         settings: How experts are trained; kind, rank and positions are the bank's in any case.
             None: the defaults, with the learning rate that the bank was calibrated to.
         update: As for :meth:`~lightning_suite.scen.bank.ExpertBank.insert`.
+        allow_other_weights: See :func:`~lightning_suite.scen.fingerprint.check_base`.
 
     Raises:
         SuiteError: As :meth:`~lightning_suite.scen.bank.ExpertBank.insert`, before anything is
             trained; or training is refused.
     """
-    check_base(bank.base, model)
+    check_base(bank.base, model, allow_other_weights=allow_other_weights)
     bank.history.replaced_by(edits, update=update)
     lm = causal_lm(model)
     prompts = PromptFormat.for_model(lm, tokenizer, bank.template)
@@ -270,6 +251,7 @@ def add_edits(
         chosen = replace(settings, kind=chosen.kind, rank=chosen.rank, positions=chosen.positions)
     with without_experts(lm):
         trained = train_edits(bank, lm, prompts, edits, chosen)
+    bank.trained = training_plan(chosen)
     bank.insert(edits, trained.experts.tensors(), training_notes(trained), update=update)
     return trained
 

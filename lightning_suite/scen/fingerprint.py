@@ -9,9 +9,11 @@ in those alone is not found out.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_suite.errors import SuiteError
@@ -21,28 +23,30 @@ from lightning_suite.scen.layer_choice import causal_lm, find_layer, layer_shape
 _CONFIG_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 _EMBEDDED_TOKENS = 64
 _PROBES, _READ = 4, 32
-# How far the sketch of the same weights in bfloat16 may lie from that in float32: rounding moves
-# each weight by at most 2^-9 of itself.
-PRECISION_TOLERANCE = 0.01
+# Weights are compared as they are, and as they come out of these: which are the same is a matter of
+# equality then, and not of a tolerance that a light fine-tuning would pass.
+_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+# Sketches that lie no further apart may be of one model twice rounded, or a little trained.
+_NEAR = 0.01
 
 
 @torch.no_grad()
-def identify(model: nn.Module, layer: str | int | None = None) -> BaseIdentity:
+def identify(
+    model: nn.Module, layer: str | int | None = None, *, precisions: bool = True
+) -> BaseIdentity:
     """Return what tells ``model`` from others.
 
     Args:
         model: A Hugging Face causal LM, or what holds one; adapters in it do not count.
         layer: As for :func:`find_layer`.
+        precisions: Also hash the weights as they are in other precisions.
     """
     lm = causal_lm(model)
     path, module = find_layer(lm, layer)
     d_in, d_out = layer_shape(path, module)
     base, rows = unadapted(module), _embedded(lm)
-    digest = hashlib.sha256()
-    for name, stored in sorted(base.state_dict().items()):
-        if isinstance(stored, Tensor):
-            _update(digest, name, stored)
-    _update(digest, "embedding", rows)
+    stored = {name: t for name, t in sorted(base.state_dict().items()) if isinstance(t, Tensor)}
+    stored["embedding"] = rows
     probes = torch.arange(d_in, dtype=torch.float64).outer(torch.arange(1.0, _PROBES + 1)).sin().T
     weight = next(iter(base.state_dict().values()))
     floating = weight.dtype if weight.is_floating_point() else rows.dtype
@@ -55,15 +59,18 @@ def identify(model: nn.Module, layer: str | int | None = None) -> BaseIdentity:
         d_in=d_in,
         d_out=d_out,
         config={key: getattr(lm.config, key, None) for key in _CONFIG_KEYS},
-        sha256=digest.hexdigest(),
+        sha256=_hash(stored),
         sketch=tuple(float(f"{value:.6g}") for value in sketch.tolist()),
+        rounded={n: _hash(stored, dtype) for n, dtype in _PRECISIONS.items() if precisions},
     )
 
 
 def check_base(bank: BaseIdentity, model: nn.Module, *, allow_other_weights: bool = False) -> None:
     """Refuse a model that a bank was not made for.
 
-    The same weights in another precision pass.
+    The same weights in another precision pass: they are equal once rounded to the coarser one.
+    Other weights are refused, however near, unless the user asks for them; then a warning says how
+    far they are.
 
     Args:
         bank: Identity of the model that the bank was made on.
@@ -74,7 +81,7 @@ def check_base(bank: BaseIdentity, model: nn.Module, *, allow_other_weights: boo
     Raises:
         SuiteError: It is another model.
     """
-    found = identify(model, bank.layer)
+    found = identify(model, bank.layer, precisions=False)
     for what, ours, theirs in (
         ("sizes", bank.config, found.config),
         (f"shape of {bank.layer}", (bank.d_in, bank.d_out), (found.d_in, found.d_out)),
@@ -84,15 +91,28 @@ def check_base(bank: BaseIdentity, model: nn.Module, *, allow_other_weights: boo
                 f"the bank was made for another model, {bank.name}: its {what} are {ours}, here "
                 f"they are {theirs} ({found.name})."
             )
-    if found.sha256 == bank.sha256 or allow_other_weights:
+    if found.sha256 == bank.sha256:
+        return
+    if set(identify(model, bank.layer).rounded.items()) & set(bank.rounded.items()):
         return
     apart = _distance(bank.sketch, found.sketch)
-    if apart > PRECISION_TOLERANCE:
+    if not allow_other_weights:
+        may_be = (
+            "that model after a fine-tuning, or in another precision"
+            if apart <= _NEAR
+            else "a quantised copy of that model"
+        )
         raise SuiteError(
             f"the bank was made for {bank.name}, and the weights here ({found.name}) differ: what "
-            f"{bank.layer} makes of fixed inputs is {apart:.1%} apart. If it is a quantised copy "
-            "of that model, pass allow_other_weights=True and measure the answers."
+            f"{bank.layer} makes of fixed inputs is {apart:.1%} apart. If it is {may_be}, set "
+            "allow_other_weights (--allow_other_weights of `bank`) and measure the answers."
         )
+    rank_zero_warn(
+        f"the bank was made for {bank.name}, and the weights here ({found.name}) differ: what "
+        f"{bank.layer} makes of fixed inputs is {apart:.1%} apart. allow_other_weights is set; "
+        "measure the answers.",
+        category=UserWarning,
+    )
 
 
 def _distance(ours: tuple[float, ...], theirs: tuple[float, ...]) -> float:
@@ -110,7 +130,14 @@ def _embedded(lm: Any) -> Tensor:
     return weight[tokens.to(weight.device)]
 
 
-def _update(digest: Any, name: str, stored: Tensor) -> None:
-    values = stored.detach().cpu().contiguous()
-    digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-    digest.update(values.flatten().view(torch.uint8).numpy())
+def _hash(stored: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
+    """Return a hash of names, types, shapes and numbers, floating ones in ``dtype`` if given."""
+    digest: Any = hashlib.sha256()
+    for name, tensor in stored.items():
+        values = tensor.detach()
+        if dtype is not None and values.is_floating_point():
+            values = values.to(dtype)
+        values = values.cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy())
+    return str(digest.hexdigest())

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -17,21 +15,16 @@ from lightning_suite.language.loading import (
     causal_lm_from_pretrained,
     load_tokenizer,
 )
-from lightning_suite.run_folder import RunFolder
 from lightning_suite.scen.answer_states import Positions
 from lightning_suite.scen.answers import Answerer
-from lightning_suite.scen.attachment import Attachment, attach
-from lightning_suite.scen.bank_file import bank_exists, save_bank
+from lightning_suite.scen.bank_file import bank_exists
 from lightning_suite.scen.baselines.choose import read_baselines
 from lightning_suite.scen.edited_model import EditedModel
 from lightning_suite.scen.editing import (
     DEFAULT_GATE,
-    check_settings,
     expert_settings,
     new_bank,
     open_bank,
-    train_edits,
-    training_notes,
 )
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.evaluation import BaseAnswers
@@ -39,18 +32,16 @@ from lightning_suite.scen.evaluation_tables import (
     shown_answers,
     write_answers,
     write_evaluation,
-    write_training,
 )
 from lightning_suite.scen.expert_table import ExpertKind
-from lightning_suite.scen.experts import TrainedExperts
-from lightning_suite.scen.metrics import Reliability, group_metrics
+from lightning_suite.scen.fitting_module import FittingModule
+from lightning_suite.scen.metrics import Reliability
 from lightning_suite.scen.prompts import PromptFormat
-from lightning_suite.scen.ranks import gather, gather_experts, shared_out
-from lightning_suite.scen.records import stored_edit
+from lightning_suite.scen.ranks import gather, shared_out
 from lightning_suite.scen.scoring import final_metrics, score_bank
 
 
-class SCENModule(LightningModule):
+class SCENModule(FittingModule):
     """A frozen causal LM and a bank of edits: ``fit`` makes edits, ``test`` scores them.
 
     After arXiv 2404.02699. A training batch is a group of edits
@@ -107,9 +98,12 @@ class SCENModule(LightningModule):
             see :mod:`lightning_suite.scen.augmentation`.
         bank: A bank file. Where it exists its edits are there from the start and its settings
             count; ``fit`` adds to it and commits each finished group at once, so that a run that
-            was killed goes on where it was. None: the bank begins empty and goes to the run's
-            folder alone.
+            was killed goes on where it was. An edit that was removed from it stays out. None: the
+            bank begins empty and goes to the run's folder alone.
         allow_other_weights: Use a bank that was made on other weights, such as a quantised copy.
+        allow_other_training: Go on with a bank whose experts were trained otherwise; new edits
+            are trained as said here, and those in the bank stay as they are. Without it ``fit``
+            names the setting that differs and ends.
         answer_batch_size: Questions answered at a time.
         max_new_tokens: Of an answer; one that is not finished by then is wrong.
         num_beams: 1 is greedy.
@@ -153,6 +147,7 @@ class SCENModule(LightningModule):
         learn_contexts: bool = True,
         bank: str | None = None,
         allow_other_weights: bool = False,
+        allow_other_training: bool = False,
         answer_batch_size: int = 16,
         max_new_tokens: int = 32,
         num_beams: int = 1,
@@ -216,95 +211,6 @@ class SCENModule(LightningModule):
         self.val_reliability = Reliability()
         self._asked: list[Edit] = []
         self._answers: list[dict[str, Any]] = []
-
-    # --- fit --------------------------------------------------------------------------------------
-
-    def setup(self, stage: str) -> None:
-        """Refuse to continue a bank with other settings."""
-        if stage == "fit" and self.hparams["bank"] is not None:
-            check_settings(self.bank, self.hparams["bank"], self.hparams)
-
-    def training_step(self, batch: Iterable[Edit], batch_idx: int) -> None:
-        """Train the experts of a group of edits and commit them to the bank."""
-        started = time.perf_counter()
-        group = self._unfinished(batch)
-        trained = self._train(group) if group else None
-        edits, notes, made = gather_experts(
-            group,
-            [] if trained is None else training_notes(trained),
-            None if trained is None else trained.experts.tensors(),
-            self.device,
-        )
-        if edits:
-            self.bank.insert(edits, made, notes, update=True)
-            self._commit()
-            self._log_group(edits, notes, time.perf_counter() - started)
-        optimizer: Any = self.optimizers()
-        optimizer.step()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return an optimizer that counts groups and changes nothing."""
-        return torch.optim.SGD([self.step_counter], lr=0.0)
-
-    def on_train_end(self) -> None:
-        """Write the bank and how its experts were trained into the run's folder."""
-        folder = self._run_folder()
-        if folder is not None:
-            save_bank(self.bank, folder.artifacts / "bank")
-            write_training(folder, self.bank.history.records)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the bank alone: the model is loaded from where it came."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if k.startswith("bank.")}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave a bank file in place that has come further than the checkpoint."""
-        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
-        if fitting and len(self.bank.table):
-            rank_zero_info(f"the bank is that of {self.hparams['bank']}, not the checkpoint's")
-            checkpoint["state_dict"] = {}
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load the bank; the model has its weights."""
-        mine = {k.removeprefix("bank."): v for k, v in state_dict.items() if k.startswith("bank.")}
-        return self.bank.load_state_dict(mine or self.bank.state_dict(), strict, assign)
-
-    def _unfinished(self, batch: Iterable[Edit]) -> list[Edit]:
-        """Return the edits that the bank does not hold as they are."""
-        held = {edit.id: edit for edit in self.bank.edits}
-        return [edit for edit in batch if held.get(edit.id) != stored_edit(edit)]
-
-    def _train(self, group: Sequence[Edit]) -> TrainedExperts:
-        return train_edits(
-            self.bank,
-            self.model,
-            self.prompts,
-            group,
-            self.settings,
-            learn_paraphrases=self.hparams["learn_paraphrases"],
-            learn_contexts=self.hparams["learn_contexts"],
-        )
-
-    def _commit(self) -> None:
-        folder = self._run_folder()  # on every rank
-        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
-            if self.hparams["bank"] is not None:
-                save_bank(self.bank, self.hparams["bank"])
-            elif folder is not None:
-                save_bank(self.bank, folder.artifacts / "bank")
-
-    def _log_group(
-        self, edits: Sequence[Edit], notes: Sequence[dict[str, Any]], seconds: float
-    ) -> None:
-        with self._attached() as handle:
-            decisions = handle.explain([edit.prompt for edit in edits])
-        fired = sum(d.fired == edit.id for d, edit in zip(decisions, edits, strict=True))
-        # every rank has the whole group's numbers
-        values = group_metrics(notes, fired, seconds, len(self.bank))
-        self.log_dict(values, prog_bar=True, batch_size=len(edits))
 
     # --- validate, test, predict ------------------------------------------------------------------
 
@@ -377,14 +283,6 @@ class SCENModule(LightningModule):
         if self.trainer.is_global_zero:
             print(shown_answers(rows, written))
 
-    def _attached(self) -> Attachment:
-        return attach(
-            self.bank,
-            self.model,
-            self.tokenizer,
-            allow_other_weights=self.hparams["allow_other_weights"],
-        )
-
     def _say_what_was_chosen(self) -> None:
         for what, found in self.bank.calibration.items():
             chosen = {k: v for k, v in found.items() if k not in ("trials", "data")}
@@ -392,14 +290,3 @@ class SCENModule(LightningModule):
                 f"calibrated on {found['data']}: {what} "
                 + ", ".join(f"{key} {value!r}" for key, value in chosen.items())
             )
-
-    def _run_folder(self) -> RunFolder | None:
-        """Return the run's folder on the first rank; to be called on all."""
-        log_dir = self.trainer.log_dir  # a broadcast
-        if (
-            log_dir is None
-            or getattr(self.trainer, "fast_dev_run", False)
-            or not self.trainer.is_global_zero
-        ):
-            return None
-        return RunFolder(log_dir)

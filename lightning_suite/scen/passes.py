@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
+from types import FrameType
 
 from torch import Tensor
 
@@ -43,3 +45,16 @@ class ForwardPass:
     length: int
     last: Tensor | None = None
     first: Tensor | None = None
+
+
+def guessing() -> bool:
+    """Return whether transformers is decoding with guessed tokens, of an assistant or the prompt.
+
+    Nothing that a forward pass is given tells; who has called it does.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_assisted_decoding":
+            return True
+        frame = frame.f_back
+    return False

@@ -13,7 +13,7 @@ from lightning_suite.scen.records import EditRecord, History, from_plain
 
 WHAT = "lightning-suite expert bank"
 _KEYS = {"what", "format", "base", "settings", "gate", "gate_state", "edits", "tensors"}
-_CALIBRATION = "calibration"  # may be missing
+_CALIBRATION, _TRAINING = "calibration", "training"  # may be missing
 _SHOWN = 5  # banks named in a message
 
 
@@ -28,6 +28,7 @@ class StoredBank:
         gate: Kind of the gate.
         gate_state: Its plain values.
         calibration: What was chosen by trial; empty where nothing was.
+        training: How the last experts were trained; empty where nobody said.
         history: All edits.
         tensors: Size, hash, and type and shape by name, of the other file.
     """
@@ -38,6 +39,7 @@ class StoredBank:
     gate: str
     gate_state: Any
     calibration: dict[str, Any]
+    training: dict[str, Any]
     history: History
     tensors: dict[str, Any]
 
@@ -85,7 +87,7 @@ def read_bank(path: str | Path) -> StoredBank:
     try:
         check_format(value.get("format"))
         for part, keys in (
-            (value, _KEYS | ({_CALIBRATION} & set(value))),
+            (value, _KEYS | ({_CALIBRATION, _TRAINING} & set(value))),
             (value["settings"], set(SETTINGS)),
             (value["tensors"], {"bytes", "sha256", "of"}),
         ):
@@ -98,6 +100,7 @@ def read_bank(path: str | Path) -> StoredBank:
             str(value["gate"]),
             value["gate_state"],
             dict(value.get(_CALIBRATION, {})),
+            dict(value.get(_TRAINING, {})),
             History([from_plain(record) for record in value["edits"]]),
             value["tensors"],
         )

@@ -37,6 +37,20 @@ class Match(NamedTuple):
     spans: tuple[tuple[int, int], ...]
 
 
+class InnerMatch(NamedTuple):
+    """A known subject inside a longer one.
+
+    Attributes:
+        words: The subject.
+        spans: All places where it stands, within longer ones and elsewhere, left to right.
+        around: Of each longer one that it stands in, the words before it and those after it.
+    """
+
+    words: Words
+    spans: tuple[tuple[int, int], ...]
+    around: tuple[tuple[Words, Words], ...]
+
+
 def subject_words(subject: str) -> Words:
     """Return the words of a subject without case, accents, punctuation and a leading article."""
     words = tuple(word for word, _, _ in _words(subject))
@@ -76,7 +90,8 @@ class SubjectIndex:
     def find(self, text: str) -> list[Match]:
         """Return the subjects that ``text`` speaks of, the first one first.
 
-        A subject inside a longer one, as "Korea" in "South Korea", is not meant there.
+        A subject inside a longer one, as "Korea" in "South Korea", is not meant there, unless an
+        edit about it says so itself: :meth:`find_inner`.
         """
         words = list(_words(text))
         found: list[tuple[int, int, Words]] = []
@@ -94,6 +109,35 @@ class SubjectIndex:
                 spans.setdefault(run, []).append((words[start][1], words[end - 1][2]))
             reached = max(reached, end)
         return [Match(run, tuple(places)) for run, places in spans.items()]
+
+    def find_inner(self, text: str) -> list[InnerMatch]:
+        """Return the subjects that stand in ``text`` inside longer ones."""
+        words = list(_words(text))
+        found = [
+            (start, end, run)
+            for start, (first, _, _) in enumerate(words)
+            for end in range(start + 1, min(start + self._longest.get(first, 0), len(words)) + 1)
+            if (run := tuple(word for word, _, _ in words[start:end])) in self._slots
+        ]
+        inner: dict[Words, list[tuple[Words, Words]]] = {}
+        for start, end, run in found:
+            for first, last, longer in found:
+                if first <= start and end <= last and len(longer) > len(run):
+                    around = (longer[: start - first], longer[end - first :])
+                    inner.setdefault(run, []).append(around)
+        return [
+            InnerMatch(
+                run,
+                tuple((words[s][1], words[e - 1][2]) for s, e, other in found if other == run),
+                tuple(around),
+            )
+            for run, around in inner.items()
+        ]
+
+
+def has_words(text: str, run: Words) -> bool:
+    """Return whether a text has the words of ``run`` one after the other."""
+    return _contains([word for word, _, _ in _words(text)], run)
 
 
 def replaced(text: str, spans: Iterable[tuple[int, int]], placeholder: str) -> str:

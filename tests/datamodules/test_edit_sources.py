@@ -361,7 +361,6 @@ def test_an_unknown_format_is_refused() -> None:
         ({"prompt": "p", "target": ["t"]}, "row 2: target is a list, expected text"),
         ({"prompt": "p", "target": True}, "row 2: target is true or false, expected text"),
         ({"prompt": "p", "target": 0.5}, "row 2: target is a fraction, expected text"),
-        ({"prompt": "p", "target": "\ud800"}, "row 2: target holds half a character"),
         (
             {"prompt": "p", "target": "t", "rephrases": [{}]},
             "row 2: rephrases is an object, expected text",
@@ -390,6 +389,42 @@ def test_nested_fields_are_named_with_their_path(tmp_path: Path) -> None:
     row = {"requested_rewrite": {"prompt": "{} is", "subject": "x", "target_new": "t"}}
     with pytest.raises(SuiteError, match=r"requested_rewrite.target_new is a str, expected an obj"):
         read_one(tmp_path, row)
+
+
+REWRITE = ROWS["counterfact"][0]["requested_rewrite"]
+
+
+@pytest.mark.parametrize(
+    ("form", "change", "message"),
+    [
+        ("counterfact", {"requested_rewrite": None}, "requested_rewrite"),
+        (
+            "counterfact",
+            {"requested_rewrite": {**REWRITE, "prompt": "The mother tongue is"}},
+            r"requested_rewrite.prompt has no \{\}",
+        ),
+        (
+            "counterfact",
+            {"requested_rewrite": {**REWRITE, "target_new": {"id": "Q1860"}}},
+            "requested_rewrite.target_new.str",
+        ),
+        ("counterfact", {"neighborhood_prompts": [7, {}]}, r"neighborhood_prompts\[0\] is a int"),
+        ("zsre", {"src": ""}, "src is empty"),
+        ("zsre", {"alt": None}, "alt is null"),
+        ("zsre", {"alt": ["Michigan"]}, "alt is a list, expected text"),
+        ("zsre", {"rephrase": {"text": "?"}}, "rephrase is an object"),
+        ("scen", {"Q": " "}, "Q is empty"),
+        ("scen", {"A": ["Ada"]}, "A is a list, expected text"),
+        ("scen", {"rephrases": [["a"], 3.5]}, "rephrases"),
+    ],
+)
+def test_a_wrong_field_of_a_published_form_is_named_with_file_and_row(
+    form: str, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    good = ROWS[form][0]
+    source = jsonl(tmp_path / "published.jsonl", good, {**good, **change})
+    with pytest.raises(SuiteError, match=rf"published\.jsonl.*row 2: .*{message}"):
+        read_edits(source, format=form)
 
 
 def test_unknown_columns_are_answered_with_the_known_forms(tmp_path: Path) -> None:

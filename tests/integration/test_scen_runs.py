@@ -21,7 +21,8 @@ from tiny_editing import edit_rows, write_config, write_edits, write_model
 from lightning_suite.cli.main import main
 from lightning_suite.scen.bank_file import bank_exists, read_bank
 
-EDITS = 40
+EDITS = 300
+KILLED_AT = (20, 130, 240)  # edits in the bank, and some more by the time the signal arrives
 COMMAND = [sys.executable, "-m", "lightning_suite", "fit", "-c", "scen.yaml"]
 NO_VALIDATION = "--trainer.limit_val_batches=0"
 # Seconds. A run takes some eight of CPU time, and many times that where others want the processor
@@ -57,24 +58,29 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("editing")
     model = write_model(folder / "tiny")
     edits = write_edits(folder / "edits.jsonl", edit_rows(EDITS))
-    write_config(folder, model, edits, bank="whole")
+    write_config(folder, model, edits, {"batch_size": 10}, bank="whole")
     finish(start(folder))
     return folder
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bank_and_loses_nothing(whole: Path) -> None:
+def test_a_run_killed_again_and_again_makes_the_same_bank_and_loses_nothing(whole: Path) -> None:
     bank = whole / "killed"
-    process = start(whole, "--model.init_args.bank=killed")
-    deadline = time.monotonic() + HANGS
-    while not (bank_exists(bank) and len(read_bank(bank).records) >= 8):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    done = len(read_bank(bank).records)
-    assert 8 <= done < EDITS
+    made = json.loads((whole / "whole.json").read_text())["edits"]
+    done = 0
+    for point in KILLED_AT:
+        process = start(whole, "--model.init_args.bank=killed")
+        deadline = time.monotonic() + HANGS
+        while not (bank_exists(bank) and len(read_bank(bank).records) >= point):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        left = json.loads(bank.with_suffix(".json").read_text())["edits"]
+        assert max(done, point) <= len(left) < EDITS, "what a kill leaves holds what was there"
+        assert left == made[: len(left)]
+        done = len(left)
     finish(start(whole, "--model.init_args.bank=killed"))
     assert len(read_bank(bank).records) == EDITS
     for suffix in (".safetensors", ".json"):

@@ -263,6 +263,21 @@ class TestWhatFires:
             assert attached.last_routing.expert.tolist() == [0]
         assert torch.equal(plain, quick)
 
+    @stages
+    def test_guessed_tokens_are_refused_where_nobody_says_where_the_prompts_end(
+        self, model: Any, stage: str
+    ) -> None:
+        guesses: tuple[dict[str, Any], ...] = (
+            {"prompt_lookup_num_tokens": 3},
+            {"assistant_model": glass_model(torch.float64)},
+        )
+        with attach(bank_for(model, stage), model, tokenizer()) as attached:
+            for options in guesses:
+                with pytest.raises(SuiteError, match=r"attached\.prompt_lengths"):
+                    generated(model, QUESTIONS[:1], min_new_tokens=0, **options)
+            with attached.paused():
+                generated(model, QUESTIONS[:1], min_new_tokens=0, **guesses[0])
+
 
 class TestFullExperts:
     def test_a_copy_of_the_matrix_changes_nothing(self) -> None:

@@ -128,8 +128,14 @@ def test_another_model_is_refused(model: Any, tokenizer: Any, tmp_path: Path) ->
     ):
         with pytest.raises(SuiteError, match=r"10\.0% apart"):
             use()
-    opened = open_bank(tmp_path / "facts", other, tokenizer, allow_other_weights=True)
-    opened.attach(other, tokenizer, allow_other_weights=True).detach()
+    with pytest.warns(UserWarning, match=r"10\.0% apart"):
+        opened = open_bank(tmp_path / "facts", other, tokenizer, allow_other_weights=True)
+    with pytest.warns(UserWarning, match=r"10\.0% apart"):
+        opened.attach(other, tokenizer, allow_other_weights=True).detach()
+    one = ExpertSettings(steps=1)
+    with pytest.warns(UserWarning, match=r"10\.0% apart"):
+        opened.add(other, tokenizer, EDITS[:1], settings=one, allow_other_weights=True)
+    assert [edit.id for edit in opened.edits] == ["tom"]
 
 
 @pytest.mark.parametrize("kind", sorted(GATES))

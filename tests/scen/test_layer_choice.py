@@ -120,6 +120,7 @@ class TestTheBaseModel:
         bank = identify(glass_model())
         assert identify(glass_model(dtype)).sha256 != bank.sha256
         check_base(bank, glass_model(dtype))
+        check_base(identify(glass_model(dtype)), glass_model())
 
     def test_is_another_with_other_weights_in_the_map_or_the_embedding(self) -> None:
         bank = identify(glass_model())
@@ -130,7 +131,28 @@ class TestTheBaseModel:
                 weight += 0.05 * weight.std() * torch.randn_like(weight)
             with pytest.raises(SuiteError, match=r"the weights here .* differ: .* % apart|apart"):
                 check_base(bank, model)
+            with pytest.warns(
+                UserWarning, match=r"the weights here .* apart\. allow_other_weights"
+            ):
+                check_base(bank, model, allow_other_weights=True)
+
+    def test_is_another_after_a_light_fine_tuning(self) -> None:
+        """Closer than another precision is: the sketch is the same within a hundredth."""
+        bank = identify(glass_model())
+        model = glass_model()
+        weight = model.get_submodule(bank.layer).weight
+        with torch.no_grad():
+            weight[0, 0] += 0.01
+        with pytest.raises(SuiteError, match=r"0\..% apart\. If it is that model after a fine-tun"):
+            check_base(bank, model)
+        with pytest.warns(UserWarning, match=r"0\..% apart"):
             check_base(bank, model, allow_other_weights=True)
+
+    def test_of_a_bank_of_an_earlier_version_is_known_in_its_own_precision_alone(self) -> None:
+        bank = replace(identify(glass_model()), rounded={})
+        check_base(bank, glass_model())
+        with pytest.raises(SuiteError, match="another precision"):
+            check_base(bank, glass_model(torch.bfloat16))
 
     def test_is_another_with_other_sizes_even_if_other_weights_are_allowed(self) -> None:
         bank = identify(tiny("llama"))
@@ -173,4 +195,5 @@ class TestTheBaseModel:
         found = identify(model, bank.layer)
         assert found.sha256 != bank.sha256
         assert len(found.sketch) == len(bank.sketch)
-        check_base(bank, model, allow_other_weights=True)
+        with pytest.warns(UserWarning, match="the weights here"):
+            check_base(bank, model, allow_other_weights=True)

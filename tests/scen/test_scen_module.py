@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lightning_suite import EditDataModule, SCENModule
 from lightning_suite.errors import SuiteError
 from lightning_suite.scen import editing
 from lightning_suite.scen import module as scen_module
-from lightning_suite.scen.bank_file import read_bank
+from lightning_suite.scen.bank_file import read_bank, save_bank
 from lightning_suite.scen.edited_model import EditedModel, subset
 from lightning_suite.scen.evaluation import BaseAnswers
 from lightning_suite.scen.evaluation_tables import shown_answers
@@ -171,6 +172,34 @@ def test_a_bank_file_is_continued(model: Path, tmp_path: Path) -> None:
     ]
     with changed.bank.attach(changed.model, changed.tokenizer):
         assert changed.answerer([rows[0]["prompt"]])[0].text == "gold"
+
+
+def test_what_was_removed_stays_out_until_it_is_brought_back_or_changed(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = edit_rows(3)
+    bank = tmp_path / "facts"
+
+    def fit(rows: list[dict[str, Any]], **options: Any) -> list[str]:
+        caplog.clear()
+        module = SCENModule(**module_options(model, bank=str(bank), **options))
+        source = write_edits(tmp_path / "edits.jsonl", rows)
+        with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+            trainer(tmp_path, limit_val_batches=0).fit(module, EditDataModule(str(source)))
+        return [edit.id for edit in module.bank.edits]
+
+    assert fit(rows) == ["e0", "e1", "e2"]
+    assert "stay out" not in caplog.text
+    module = SCENModule(**module_options(model, bank=str(bank)))
+    module.bank.remove(["e1"])
+    save_bank(module.bank, bank)
+    assert fit(rows) == ["e0", "e2"]
+    said = f"1 of the edits were removed from the bank and stay out: e1. .* rollback {bank} e1"
+    assert re.search(said, caplog.text)
+    assert fit([rows[0], {**rows[1], "target": "gold"}]) == ["e0", "e2", "e1"]
+    other = {"training": {**module_options(model)["training"], "steps": 3}}
+    assert len(fit(edit_rows(4), **other, allow_other_training=True)) == 4
+    assert read_bank(bank).training["steps"] == 3
 
 
 def test_a_run_that_broke_off_goes_on_to_the_same_bank(
@@ -333,7 +362,8 @@ def test_a_bank_of_another_model_is_refused(
     options = module_options(tmp_path, bank=str(artifacts(run) / "bank"))
     with pytest.raises(SuiteError, match="made for .*, and the weights here .* differ"):
         SCENModule(**options)
-    assert len(SCENModule(**options, allow_other_weights=True).bank) == EDITS
+    with pytest.warns(UserWarning, match="the weights here .* differ"):
+        assert len(SCENModule(**options, allow_other_weights=True).bank) == EDITS
 
 
 def test_a_truncated_bank_is_refused(
@@ -356,6 +386,9 @@ def test_a_bank_is_not_continued_with_other_settings(
     for options, message in (
         ({"rank": 3}, "the bank has rank 2, and this run asks for 3"),
         ({"gate": "scen", "gate_options": None}, "the bank has gate 'closed'"),
+        ({"layer": 2}, r"bank has layer 'model\.layers\.1\..*', .* asks for 'model\.layers\.2\."),
+        ({"training": {"lr": 0.01}}, r"were trained with lr 0\.03, and this run asks for 0\.01"),
+        ({"learn_contexts": False}, "trained with learn_contexts True, .* asks for False"),
     ):
         module = SCENModule(**module_options(model, bank=bank, **options))
         with pytest.raises(SuiteError, match=message):

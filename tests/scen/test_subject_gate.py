@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
 import torch
 from glass_lm import glass_model, glass_tokenizer
 
+from lightning_suite.scen import question_readings
 from lightning_suite.scen.attachment import attach
 from lightning_suite.scen.bank import ExpertBank
 from lightning_suite.scen.edits import Edit
@@ -17,6 +19,7 @@ from lightning_suite.scen.gates.base import MISS, PromptQuery, Routing
 from lightning_suite.scen.gates.subject import SubjectRelationGate
 from lightning_suite.scen.prompts import PromptFormat
 from lightning_suite.scen.question_readings import EXAMPLES
+from lightning_suite.scen.reference_data import wordings_by_kind
 
 EDITS = [
     Edit("capital", "What is the capital of France?", "Lyon", "France"),
@@ -24,6 +27,15 @@ EDITS = [
     Edit("capital2", "What is the capital of South Korea?", "Busan", "South Korea"),
     Edit("capital3", "What is the capital of Korea?", "Suwon", "Korea"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fewer_wordings() -> Iterator[None]:
+    """Learn from 50 relations in place of 218: a quarter of the time."""
+    few = {kind: relations[:5] for kind, relations in [*wordings_by_kind().items()][:10]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(question_readings, "wordings_by_kind", lambda: few)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +224,22 @@ def test_the_longest_name_is_meant(gate: SubjectRelationGate) -> None:
         gate, "Name Korea's capital.", "Name South Korea's capital."
     ).nearest.tolist()
     assert (north, south) == (3, 2)
+
+
+def test_an_edit_may_speak_of_the_longer_name_that_another_edit_is_about(
+    gate: SubjectRelationGate,
+) -> None:
+    york = Edit("york", "Who is the mayor of New York City?", "Ada", "New York")
+    city = Edit("city", "What do people eat in New York City?", "rice", "New York City")
+    gate.add([york, city], [4, 5])
+    assert ask(gate, york.prompt, city.prompt).expert.tolist() == [4, 5]
+    gate.thresholds.fill_(-1e6)
+    assert ask(gate, york.prompt, city.prompt).expert.tolist() == [4, 5], "the own words count"
+    assert ask(gate, "Who is the mayor of New York?").nearest.item() == 4
+    gate.remove([4])
+    assert ask(gate, york.prompt).nearest.item() == 5
+    gate.add([Edit("state", "Who is the mayor of New York?", "Ben", "New York")], [4])
+    assert ask(gate, york.prompt).nearest.item() == 5, "it says nothing of the city"
 
 
 def test_a_subject_is_known_by_the_other_names_that_the_edit_gives(

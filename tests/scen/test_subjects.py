@@ -46,6 +46,18 @@ def test_a_name_inside_a_longer_one_is_not_meant() -> None:
     assert names(subjects, "From South Korea to Korea") == ["south korea", "korea"]
 
 
+def test_names_inside_longer_ones_are_found_where_they_are_asked_for() -> None:
+    subjects = index("New York", "New York City", "York")
+    text = "Is New York City in New York?"
+    assert names(subjects, text) == ["new york city", "new york"]
+    inner = {match.words: match for match in subjects.find_inner(text)}
+    assert set(inner) == {("new", "york"), ("york",)}
+    assert inner["new", "york"].around == (((), ("city",)),)
+    assert replaced(text, inner["new", "york"].spans, "X") == "Is X City in X?"
+    assert (("new",), ("city",)) in inner[("york",)].around
+    assert subjects.find_inner("Is Peru in York?") == []
+
+
 def test_all_places_of_a_subject_are_replaced() -> None:
     text = "Is Peru larger than Chile, or is PERU's coast longer?"
     peru, chile = index("Peru", "Chile").find(text)

@@ -11,6 +11,7 @@ from glass_lm import glass_model, glass_tokenizer
 
 TEMPLATE = "{prompt} {response}"
 SUBJECTS = ("Alice", "the dog", "the queen", "Tom", "the rabbit", "the garden", "Lily", "the king")
+RELATIONS = ("likes", "had", "went to", "saw", "is")
 TARGETS = ("cat", "red", "sings", "a boat", "tea", "old", "far", "gold")
 
 
@@ -18,7 +19,9 @@ def edit_rows(count: int) -> list[dict[str, Any]]:
     """Return edits in the plain form: ``count`` facts about eight subjects."""
     rows = []
     for n in range(count):
-        subject, relation = SUBJECTS[n % 8], ("likes", "had", "went to", "saw", "is")[n // 8]
+        subject, relation = SUBJECTS[n % 8], RELATIONS[n // 8 % 5]
+        if n >= 40:
+            relation += f" on day {n // 40}"
         rows.append(
             {
                 "id": f"e{n}",

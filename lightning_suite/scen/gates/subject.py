@@ -17,7 +17,15 @@ from lightning_suite.scen.gates.keyed import misses
 from lightning_suite.scen.known_metrics import known_metric
 from lightning_suite.scen.question_readings import PROBE, read_questions
 from lightning_suite.scen.relation_metric import RelationMetric
-from lightning_suite.scen.subjects import SubjectIndex, Words, edit_aliases, edit_subject, replaced
+from lightning_suite.scen.subjects import (
+    SubjectIndex,
+    Words,
+    edit_aliases,
+    edit_subject,
+    has_words,
+    replaced,
+    subject_words,
+)
 from lightning_suite.scen.whitening import Whitening
 
 _NAMES_SHOWN = 5
@@ -87,6 +95,7 @@ class SubjectRelationGate(Gate):
         self._index = SubjectIndex()
         self._keys: dict[int, _Key] = {}
         self._wordings: dict[str, int] = {}
+        self._texts: list[str] = []  # of the wordings, by number
 
     @property
     def metric(self) -> RelationMetric:
@@ -209,6 +218,7 @@ class SubjectRelationGate(Gate):
         self.false_rate = state["false_rate"]
         self.examples = state.get("examples", False)  # as were all before there were any
         self._wordings = {text: number for number, text in enumerate(state["wordings"])}
+        self._texts = []
         self._index, self._keys = SubjectIndex(), {}
         for slot, subject, wordings, *aliases in state["edits"]:
             names = tuple(tuple(name.split(" ")) for name in (subject, *aliases))
@@ -280,3 +290,20 @@ class SubjectRelationGate(Gate):
         for match in self._index.find(question):
             masked = replaced(question, match.spans, self.placeholder)
             yield self._index.slots(match.words), masked
+        # "New York" in "New York City": meant by an edit of the one that speaks of the other.
+        for inner in self._index.find_inner(question):
+            stand_in = subject_words(self.placeholder)
+            runs = [(*before, *stand_in, *after) for before, after in inner.around]
+            slots = [
+                slot
+                for slot in self._index.slots(inner.words)
+                if any(self._says(slot, run) for run in runs)
+            ]
+            if slots:
+                yield slots, replaced(question, inner.spans, self.placeholder)
+
+    def _says(self, slot: int, run: Words) -> bool:
+        """Return whether one of an edit's own wordings has a run of words."""
+        if len(self._texts) != len(self._wordings):
+            self._texts = list(self._wordings)
+        return any(has_words(self._texts[number], run) for number in self._keys[slot].wordings)
