@@ -100,8 +100,13 @@ def load_bank(path: str | Path, make_gate: Callable[[StoredBank], Gate]) -> Expe
         bank.trained = stored.training
         bank.restore(stored.records, _part(tensors, _EXPERTS))
         bank.gate.load_state_dict({**_part(tensors, _GATE), **stored.gate_state})
-    except (SuiteError, RuntimeError, KeyError, TypeError) as err:
+        bank.gate.check()
+    except SuiteError as err:
         raise SuiteError(f"{stored.path}: {err}") from err
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as err:
+        raise SuiteError(f"{stored.path}: is damaged: {err!r}.") from err
+    except (OverflowError, MemoryError) as err:
+        raise SuiteError(f"{stored.path}: says sizes that no bank has: {err!r}.") from err
     return bank
 
 
@@ -126,7 +131,8 @@ def _tensors(stored: StoredBank) -> dict[str, Tensor]:
     try:
         with safetensors.safe_open(fitting[0], framework="pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as err:
+    # beside its own errors: types that torch does not have
+    except (safetensors.SafetensorError, OSError, AttributeError, ValueError) as err:
         raise SuiteError(f"{file}: is damaged: {err}") from err
     found = {key: [_name(tensor.dtype), list(tensor.shape)] for key, tensor in tensors.items()}
     if found != said["of"]:

@@ -85,8 +85,14 @@ def base_of(state: Mapping[str, Any]) -> BaseIdentity:
         base = {"rounded": {}, **base}  # before format 3
     if not isinstance(base, Mapping) or set(base) != names:
         raise SuiteError(f"its base model is {base!r}, expected the keys {sorted(names)}.")
-    if not all(isinstance(base[key], int) and base[key] > 0 for key in ("d_in", "d_out")):
+    if not all(type(base[key]) is int and base[key] > 0 for key in ("d_in", "d_out")):
         raise SuiteError(f"its layer has the shape {base['d_in']!r}, {base['d_out']!r}.")
+    if (
+        not all(isinstance(base[key], str) for key in ("name", "layer", "sha256"))
+        or not all(isinstance(base[key], Mapping) for key in ("config", "rounded"))
+        or not all(type(number) in (int, float) for number in base["sketch"])
+    ):
+        raise SuiteError("its base model is described by values of other types.")
     return BaseIdentity(**{**base, "sketch": tuple(base["sketch"])})
 
 

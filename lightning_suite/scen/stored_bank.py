@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_suite.errors import SuiteError, did_you_mean
+from lightning_suite.json_text import load_json
 from lightning_suite.scen.bank_state import SETTINGS, BaseIdentity, base_of, check_format
 from lightning_suite.scen.records import EditRecord, History, from_plain
 
 WHAT = "lightning-suite expert bank"
 _KEYS = {"what", "format", "base", "settings", "gate", "gate_state", "edits", "tensors"}
 _CALIBRATION, _TRAINING = "calibration", "training"  # may be missing
+_LARGEST_RATE = 1e6  # of learning: no number that one can work with is larger
 _SHOWN = 5  # banks named in a message
 
 
@@ -71,15 +72,15 @@ def read_bank(path: str | Path) -> StoredBank:
     """
     file = json_path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        content = file.read_bytes()
     except OSError as err:
         alone = file.with_suffix(".safetensors").exists()
         hint = " The .safetensors beside it needs it." if alone else _instead(file)
         raise SuiteError(f"{file}: cannot be read ({err.strerror}).{hint}") from err
+    try:
+        value = load_json(content)
     except UnicodeDecodeError as err:
         raise SuiteError(f"{file}: is not text.") from err
-    try:
-        value = json.loads(text)
     except ValueError as err:
         raise SuiteError(f"{file}: is not JSON, or not all of it: {err}") from err
     if not isinstance(value, dict) or value.get("what") != WHAT:
@@ -91,13 +92,14 @@ def read_bank(path: str | Path) -> StoredBank:
             (value["settings"], set(SETTINGS)),
             (value["tensors"], {"bytes", "sha256", "of"}),
         ):
-            if set(part) != keys:
+            if not isinstance(part, dict) or set(part) != keys:
                 raise SuiteError(f"it has the keys {sorted(part)}, expected {sorted(keys)}.")
+        _check_types(value)
         return StoredBank(
             file,
             base_of(value),
             value["settings"],
-            str(value["gate"]),
+            value["gate"],
             value["gate_state"],
             dict(value.get(_CALIBRATION, {})),
             dict(value.get(_TRAINING, {})),
@@ -108,6 +110,43 @@ def read_bank(path: str | Path) -> StoredBank:
         raise SuiteError(f"{file}: {err}") from err
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise SuiteError(f"{file}: is damaged: {err!r}.") from err
+
+
+def _check_types(value: dict[str, Any]) -> None:
+    """Refuse values of other types than a bank has: they would fail somewhere later."""
+    settings, tensors = value["settings"], value["tensors"]
+    chosen = value.get(_CALIBRATION, {})
+    of = tensors["of"]
+    right = {
+        "settings": isinstance(settings["rank"], int)
+        and not isinstance(settings["rank"], bool)
+        and all(isinstance(settings[key], str) for key in ("expert", "positions", "dtype"))
+        and isinstance(settings["template"], (str, type(None))),
+        "gate": isinstance(value["gate"], str),
+        "gate_state": isinstance(value["gate_state"], dict),
+        "edits": isinstance(value["edits"], list)
+        and all(isinstance(edit, dict) for edit in value["edits"]),
+        "tensors": isinstance(tensors["bytes"], int)
+        and isinstance(tensors["sha256"], str)
+        and isinstance(of, dict)
+        and all(isinstance(entry, list) and len(entry) == 2 for entry in of.values()),
+        _TRAINING: isinstance(value.get(_TRAINING, {}), dict),
+        _CALIBRATION: isinstance(chosen, dict)
+        and all(
+            isinstance(found, dict)
+            and isinstance(found.get("trials"), list)
+            and isinstance(found.get("data"), str)
+            and _is_rate(found.get("lr"))
+            for found in chosen.values()
+        ),
+    }
+    wrong = [name for name, fine in right.items() if not fine]
+    if wrong:
+        raise SuiteError(f"its {wrong[0]} are not of the types that a bank has.")
+
+
+def _is_rate(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and 0 < value < _LARGEST_RATE)
 
 
 def _instead(file: Path) -> str:
