@@ -13,7 +13,7 @@ OFFLINE := -c configs/overlays/wandb_offline.yaml
 PARTS := depth_mup resofilter scen lmcd
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart pipeline wheel-check test lint bench bench-smollm2 bench-lmcd bench-scen clean
+.PHONY: help install quickstart pipeline wheel-check test lint bench bench-smollm2 bench-lmcd bench-scen clean fuzz kill-check
 
 help:  ## Show the targets.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -86,6 +86,12 @@ wheel-check: $(STAMP)dev  ## Build the wheel, install it into an empty environme
 test: $(STAMP)dev lint  ## Install, lint, check types, and run the whole test suite.
 	@echo "==> tests"
 	@$(BIN)/python -m pytest
+
+fuzz: $(STAMP)dev  ## Read tens of thousands of damaged files (an hour; docs/reliability.md).
+	@HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest tests/fuzz
+
+kill-check: $(STAMP)dev  ## Kill the long-running commands 126 times and compare (docs/reliability.md).
+	@$(BIN)/python scripts/kill_harness.py --kills 126 --jobs 2 --out benchmarks/results/kill_harness.json
 
 lint: $(STAMP)dev  ## Ruff (rules and format) and mypy --strict.
 	@echo "==> ruff and mypy"

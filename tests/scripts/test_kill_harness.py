@@ -73,7 +73,7 @@ def disturbed(harness: Any, folder: Path, run: Callable[[Any], int]) -> Any:
         lambda inputs, here: [],
         lambda here: harness.hashes(here, "sum.json"),
         "the same again",
-        run,
+        program=run,
     )
     return harness.disturb(case, 12, folder.resolve(), random.Random(0))
 
