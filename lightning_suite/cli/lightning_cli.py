@@ -100,10 +100,11 @@ class SaveRun(SaveConfigCallback):
         require_callbacks(checkpoint, trainer)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the configuration to W&B, on rank zero."""
+        """Give the configuration to W&B as ``lightning_suite``, on rank zero."""
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_hyperparams({"config": self.config.as_dict()})
+                # modules have arguments of their own that are called config or model
+                logger.log_hyperparams({"lightning_suite": self.config.as_dict()})
 
 
 class SuiteCLI(LightningCLI):
