@@ -178,7 +178,7 @@ def main() -> None:
     rows = kept.get("rows", [])
     chosen = kept.get("setting", {}).get("calibrated_published")
     for stage in args.stages:
-        if stage == "published":
+        if stage in ("published", "ablations"):
             chosen = calibrated(encoder, answers, args.cache / "published.json")
             use_calibrated(chosen)
         wanted = [

@@ -90,7 +90,7 @@ class KeptAnswers:
             self._keep(right, [Answer(decode(tokens[n:]), True) for tokens, n in said])
         rest = [pair for pair in new if pair not in done]
         rest.sort(key=lambda p: (p[0].everywhere and p[0].name, not p[0].name, len(p[1])))
-        for pairs in _batches(rest):
+        for pairs in _batches(rest, experts):
             self._keep(pairs, self._generate(pairs, experts))
         return [self._known[served.name, question] for served, question in asked]
 
@@ -210,12 +210,12 @@ def _change(batch: AnswerBatch, chosen: Sequence[Expert]) -> Tensor:
     return change * batch.acts[..., None]
 
 
-def _batches(pairs: Sequence[Asked]) -> Iterator[Sequence[Asked]]:
-    """Yield batches in which experts act on the same tokens, and all or none is an expert."""
-    kinds: dict[tuple[bool, bool], list[Asked]] = {}
-    for served, question in pairs:
-        key = served.everywhere, bool(served.name)
-        kinds.setdefault(key, []).append((served, question))
+def _batches(pairs: Sequence[Asked], experts: Mapping[str, Expert]) -> Iterator[Sequence[Asked]]:
+    """Yield batches in which all or none is an expert, all of one shape, on the same tokens."""
+    kinds: dict[tuple[bool, frozenset[str]], list[Asked]] = {}
+    for pair in pairs:
+        shape = _shape(experts[pair[0].name]) if pair[0].name else frozenset[str]()
+        kinds.setdefault((pair[0].everywhere, shape), []).append(pair)
     for alike in kinds.values():
         yield from _parts(alike)
 

@@ -35,7 +35,7 @@ PARAPHRASES = 2  # of each edit given to the method, where any are
 GROUP = 16  # edits trained and saved together
 TRIAL_EDITS = 12  # of a learning rate of full copies
 NEURON_EDITS = 100  # in the gate whose θ is chosen
-NEURON_RATES = (1e-4, 1e-3, 1e-2)
+NEURON_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 class Variant(NamedTuple):
@@ -135,10 +135,12 @@ def _rows(name: str, ids: Sequence[str], tensors: Expert) -> dict[str, Expert]:
 
 def calibrated(encoder: KeptEncoder, answers: KeptAnswers, path: Path) -> dict[str, Any]:
     """Choose learning rates and θ of the published method, or read what was chosen."""
-    if not path.exists():
-        experts = _expert_rate(encoder, answers)
-        write_json(path, {"experts": experts, "gate": _neurons(encoder)})
-    found: dict[str, Any] = json.loads(path.read_text())
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if "experts" not in found:
+        found["experts"] = _expert_rate(encoder, answers)
+    if "gate" not in found:
+        found["gate"] = _neurons(encoder)
+    write_json(path, found)
     return found
 
 
@@ -189,7 +191,8 @@ def _neurons(encoder: KeptEncoder) -> dict[str, Any]:
         gate = PublishedGate(encoder, lr=lr, theta=0.0)
         gate.add(edits, range(len(edits)))
         routed = gate.route(PromptQuery(states=states))
-        best = {"lr": lr, "theta": 1.0, "score": -1.0}
+        nearest = float((routed.nearest == own)[kind == 0].float().mean())
+        best = {"lr": lr, "theta": 1.0, "score": -1.0, "own_prompt_nearest": nearest}
         for theta in routed.score.sort().values.tolist():
             fired = routed.score >= theta
             right = torch.where(own >= 0, fired & (routed.nearest == own), ~fired).float()

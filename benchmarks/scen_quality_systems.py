@@ -98,7 +98,7 @@ def systems(stage: str, edits: int, seeds: int) -> list[System]:
         return [System(*one, edits, seeds) for one in wanted[stage]]
     if stage == "ablations":
         names = [name for name in VARIANTS if name.startswith(("r=4", "published"))]
-        return [System(name, "oracle", 0, small, 1) for name in names if name != CALIBRATED]
+        return [System(name, "oracle", 0, small, 1) for name in names]
     if stage == "baselines":
         ours = [System("r=4", "subject", n, small, seeds) for n in (0, p)]
         names = [NO_EDIT, *IN_CONTEXT]
