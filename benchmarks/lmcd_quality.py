@@ -1,7 +1,7 @@
 """How well are answers to new exercises predicted, against bounds and baselines?
 
     python benchmarks/lmcd_quality.py NAME=SOURCE [NAME=SOURCE …] [--seeds 3] [--folds 5]
-        [--split exercise] [--ways frozen] [--add] [--output FILE]
+        [--split exercise] [--val-split same] [--ways frozen] [--add] [--output FILE]
 
 Cold folds. For each split: the floor (a student's own rate), the ceiling of one ability (the test's
 own difficulties), models of ids, ridge regressions on the Q-matrix and on frozen states (strength
@@ -17,9 +17,9 @@ one or several:
 * or a head (``irt``), on texts with names of skills; or a row by its name (``irt raw``).
 
 ``SOURCE`` is as ``ColdStartDataModule`` takes it, or ``situations``: VerbAgg with the skills of
-each situation as a domain, for ``--split domain --folds 4``. ``--add`` keeps the rows of an output
-that are not measured anew, if it has the same splits. An interrupted run goes on where it was:
-``--work`` keeps what each split has given.
+each situation as a domain, for ``--split domain --val-split exercise --folds 4``. ``--add`` keeps
+the rows of an output that are not measured anew, if it has the same splits. An interrupted run goes
+on where it was: ``--work`` keeps what each split has given.
 
 LMCD stops early, and its head's learning rate is chosen, on validation items, which are taken from
 its training items. Where it ends it has learnt from fewer items than the regressions.
@@ -105,7 +105,8 @@ def run(name: str, source: str, folder: Path, ways: list[Way], **kind: Any) -> d
     read = PrefixCache(2**62)
     done: list[Predicted] = []
     for number, data in enumerate(splits(source, **kind)):
-        label = f"{name}-{kind['split']}-{kind['folds']}-{number}"
+        val = "" if kind["val_split"] == "same" else f"-{kind['val_split']}"
+        label = f"{name}-{kind['split']}{val}-{kind['folds']}-{number}"
         predicted = Predicted(data, folder / f"{label}.pt", read, number)
         predicted.add_bounds_and_ids()
         for text in dict.fromkeys(["raw", "kc_names", *(way.text for way in ways)]):
@@ -156,6 +157,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--split", default="exercise")
+    parser.add_argument("--val-split", default="same", choices=("same", "exercise"))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["frozen"])
     parser.add_argument("--add", action="store_true", help="to the rows of the output")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -166,7 +168,7 @@ def main() -> None:
         logging.getLogger(logger).setLevel(logging.ERROR)
     options.work.mkdir(parents=True, exist_ok=True)
     ways = list(dict.fromkeys(way for name in options.ways for way in WAYS[name]))
-    kind = {"seeds": options.seeds, "folds": options.folds, "split": options.split}
+    kind = {name: getattr(options, name) for name in ("seeds", "folds", "split", "val_split")}
     held = options.add and options.output.exists()
     results = json.loads(options.output.read_text())["data"] if held else {}
     backbone = load_backbone(BACKBONE, None)
