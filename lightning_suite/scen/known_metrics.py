@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_suite.extras import import_extra
-from lightning_suite.scen import relation_metric
+from lightning_suite.scen import question_readings, relation_metric
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.outcome_keys import data_hash, outcome_key
 from lightning_suite.scen.question_readings import EXAMPLES, wording_features
@@ -22,6 +23,8 @@ from lightning_suite.scen.relation_metric import RelationMetric, fit_relation_me
 from lightning_suite.scen.whitening import Whitening
 
 FORMAT = 1
+_REMEMBERED = 8  # metrics that were learned in this process: for further banks of the same model
+_LEARNED: dict[tuple[Any, ...], RelationMetric] = {}
 FILE = "relation_metrics.safetensors"
 
 
@@ -42,8 +45,15 @@ def known_metric(
     stored = _shipped().get(key)
     if stored is not None:
         return unpacked(stored)
-    relations = wording_features(encoder, placeholder, probe, examples=examples)
-    return fit_relation_metric(relations, false_rate=false_rate, views=1 + examples)
+    kinds = question_readings.wordings_by_kind()
+    learned = _LEARNED.get((key, tuple(kinds.items())))
+    if learned is None:
+        relations = wording_features(encoder, placeholder, probe, kinds.values(), examples=examples)
+        learned = fit_relation_metric(relations, false_rate=false_rate, views=1 + examples)
+        if len(_LEARNED) == _REMEMBERED:
+            del _LEARNED[next(iter(_LEARNED))]
+        _LEARNED[key, tuple(kinds.items())] = learned
+    return learned
 
 
 def metric_key(

@@ -10,7 +10,7 @@ import torch
 from glass_lm import glass_model, glass_tokenizer
 
 from lightning_suite.language.loading import causal_lm_from_pretrained, load_tokenizer
-from lightning_suite.scen import known_metrics
+from lightning_suite.scen import known_metrics, question_readings
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.gates.subject import SubjectRelationGate
 from lightning_suite.scen.known_metrics import known_metric, metric_key, packed, unpacked
@@ -52,6 +52,25 @@ def test_what_ships_is_not_learned_again(
     monkeypatch.setattr(known_metrics, "_shipped", lambda: {key: packed(METRIC, views=2)})
     monkeypatch.setattr(known_metrics, "wording_features", lambda *_, **__: pytest.fail("read"))
     same(known_metric(encoder, "X", PROBE, **SETTINGS), METRIC)
+
+
+def test_what_was_learned_is_not_learned_again_in_the_same_process(
+    encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    few = {"city": (("Who knows X?", "X is known to?"), ("Where is X?", "X lies where?"))}
+    monkeypatch.setattr(question_readings, "wordings_by_kind", lambda: few)
+    monkeypatch.setattr(known_metrics, "_LEARNED", {})
+    monkeypatch.setattr(known_metrics, "wording_features", lambda *_, **__: asked.append(1))
+    monkeypatch.setattr(known_metrics, "fit_relation_metric", lambda *_, **__: METRIC)
+    for _ in range(2):
+        assert known_metric(encoder, "X", PROBE, **SETTINGS) is METRIC
+    assert len(asked) == 1
+    known_metric(encoder, "it", PROBE, **SETTINGS)
+    assert len(asked) == 2
+    few["country"] = few["city"]
+    known_metric(encoder, "X", PROBE, **SETTINGS)
+    assert len(asked) == 3, "other wordings"
 
 
 def test_every_setting_counts(encoder: PromptEncoder) -> None:

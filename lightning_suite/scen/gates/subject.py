@@ -239,9 +239,10 @@ class SubjectRelationGate(Gate):
                 false_rate=self.false_rate,
                 examples=self.examples,
             )
-            self.mean, self.matrix = (t.to(self.mean) for t in metric.whitening)
-            self.between = metric.between.to(self.mean)
-            self.thresholds = metric.thresholds.to(self.mean)
+            # Copies: other gates may have the same metric.
+            self.mean, self.matrix = (t.to(self.mean, copy=True) for t in metric.whitening)
+            self.between = metric.between.to(self.mean, copy=True)
+            self.thresholds = metric.thresholds.to(self.mean, copy=True)
             self._read_new()
 
     def _read_new(self) -> None:
