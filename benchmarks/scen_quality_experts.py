@@ -192,7 +192,7 @@ def _neurons(encoder: KeptEncoder) -> dict[str, Any]:
         gate.add(edits, range(len(edits)))
         routed = gate.route(PromptQuery(states=states))
         nearest = float((routed.nearest == own)[kind == 0].float().mean())
-        best = {"lr": lr, "theta": 1.0, "score": -1.0, "own_prompt_nearest": nearest}
+        best = {"lr": lr, "theta": 1.0, "score": -1.0}
         for theta in routed.score.sort().values.tolist():
             fired = routed.score >= theta
             right = torch.where(own >= 0, fired & (routed.nearest == own), ~fired).float()
@@ -200,6 +200,6 @@ def _neurons(encoder: KeptEncoder) -> dict[str, Any]:
             if sum(shares) / 3 > best["score"]:
                 best = {"lr": lr, "theta": theta, "score": sum(shares) / 3}
                 best |= dict(zip(("own", "rephrases", "locality"), shares, strict=True))
-        trials.append(best)
+        trials.append({**best, "own_prompt_nearest": nearest})
     chosen = max(trials, key=lambda trial: trial["score"])
     return {"lr": chosen["lr"], "theta": chosen["theta"], "edits": len(edits), "trials": trials}
