@@ -51,12 +51,13 @@ def main() -> None:
     parser.add_argument("--read", action="store_true", help="do not run `make pipeline` first")
     parser.add_argument("--arms", type=int, default=0, metavar="SEEDS", help="fine-tune otherwise")
     parser.add_argument("--make", default="", help="variables for make, such as VENV=…")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="the pipeline's folder, for --read")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     if not arguments.read:
         result["cost"] = run_pipeline(arguments.make.split())
-    result["outcome"] = read()
+    result["outcome"] = read(arguments.runs)
     write_json(RESULT, result)
     if arguments.arms:
         result["arms"] = [arm(name, seed) for seed in range(arguments.arms) for name in ARMS]
@@ -86,14 +87,14 @@ def run_pipeline(variables: list[str]) -> dict[str, Any]:
     }
 
 
-def read() -> dict[str, Any]:
+def read(runs: Path) -> dict[str, Any]:
     """Read what the newest runs of the pipeline's folders say."""
-    before, after = versions("fine_tune")[-2:]
+    before, after = versions(runs / "fine_tune")[-2:]
     rows = merge_shards(after / "gradient_features").to_pylist()
-    edited, evaluated = versions("edit")[-1], versions("evaluate")[-1]
+    edited, evaluated = versions(runs / "edit")[-1], versions(runs / "evaluate")[-1]
     with (edited / "artifacts/scen_summary.csv").open(newline="") as file:
         systems = list(csv.DictReader(file))
-    selection = json.loads((RUNS / "kept.selection.json").read_text())
+    selection = json.loads((runs / "kept.selection.json").read_text())
     return {
         "scored": selection["rows"],
         "kept": selection["kept"],
@@ -130,7 +131,7 @@ def arm(name: str, seed: int) -> dict[str, Any]:
         *(text for text in changed if text.startswith("--")),
         *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
     )
-    done = versions(f"../pipeline_arms/{folder}")[-1]
+    done = versions(RUNS.with_name("pipeline_arms") / folder)[-1]
     return {
         "arm": name,
         "seed": seed,
@@ -201,9 +202,9 @@ def tables(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def versions(name: str) -> list[Path]:
-    """Return the runs of a folder, the oldest first."""
-    return sorted((RUNS / name).glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
+def versions(folder: Path) -> list[Path]:
+    """Return the runs in a folder, the oldest first."""
+    return sorted(folder.glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
 
 
 def column(run: Path, key: str) -> list[str]:

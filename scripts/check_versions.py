@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import tomllib
-from environments import ROOT, copy_tracked, make_venv, pip_install, run_in
+from environments import ROOT, copy_committed, make_venv, pip_install, run_in
 from packaging.requirements import Requirement
 
 from lightning_suite.files import atomic_write, write_json
@@ -146,7 +146,7 @@ def check(row: str, venvs: Path, python: str, select: str) -> dict[str, Any]:
         print(f"    {seconds:.0f} s", flush=True)
     source = folder / "source"
     shutil.rmtree(source, ignore_errors=True)
-    copy_tracked(source)
+    copy_committed(source)
     # its entry point and its metadata; the tests import the same files from the copy
     pip_install(executable, "--no-deps", "--force-reinstall", str(source))
     print(f"==> {row}: testing", flush=True)

@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from environments import ROOT, copy_tracked, make_venv, pip_install, run_in
+from environments import ROOT, copy_committed, make_venv, pip_install, run_in
 
 # What a user of the package must not get: rooms of the checkout.
 PRIVATE = ("callbacks", "datamodules", "configs", "tests", "benchmarks", "scripts", "examples")
@@ -33,13 +33,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--borrow", metavar="PYTHON", help="use this Python's installed packages")
     parser.add_argument("--extras", default="demo", help="extras to install (default: %(default)s)")
+    parser.add_argument("--venv", metavar="FOLDER", help="make the environment here, and keep it")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="wheel-check-") as name:
         folder = Path(name)
         try:
             wheel = build(folder)
             check_contents(wheel, folder / "source")
-            python = install(wheel, folder, arguments.borrow, arguments.extras)
+            python = install(wheel, folder, arguments)
             check_use(python, folder)
         except (CheckError, subprocess.CalledProcessError) as err:
             print(f"FAILED: {err}", file=sys.stderr)
@@ -49,8 +50,8 @@ def main() -> int:
 
 
 def build(folder: Path) -> Path:
-    """Build the wheel from a copy of the tracked files."""
-    source, dist = copy_tracked(folder / "source"), folder / "dist"
+    """Build the wheel from a copy of the last commit."""
+    source, dist = copy_committed(folder / "source"), folder / "dist"
     words = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(dist)]
     built = run_in(source, words)
     if built.returncode:
@@ -79,9 +80,11 @@ def check_contents(wheel: Path, source: Path) -> None:
     say(f"holds {len(configs)} configs and {len(data)} data files, exposes lightning_suite alone")
 
 
-def install(wheel: Path, folder: Path, borrowed: str | None, extras: str) -> Path:
+def install(wheel: Path, folder: Path, options: argparse.Namespace) -> Path:
     """Make the environment and install the wheel into it."""
-    python = make_venv(folder / "venv", borrowed or sys.executable)
+    borrowed, extras = options.borrow, options.extras
+    venv = Path(options.venv or folder / "venv").resolve()
+    python = make_venv(venv, borrowed or sys.executable)
     if borrowed:
         lend(Path(borrowed), python)
         pip_install(python, "--no-deps", str(wheel))
@@ -93,7 +96,7 @@ def install(wheel: Path, folder: Path, borrowed: str | None, extras: str) -> Pat
             f"installed with [{extras}] and all it needs into an empty environment, {seconds:.0f} s"
         )
     where = run_in(folder, [python, "-c", "import lightning_suite as s; print(s.__file__)"])
-    if str(folder / "venv") not in where.stdout:
+    if str(venv) not in where.stdout:
         raise CheckError(f"lightning_suite comes from {where.stdout}")
     return python
 

@@ -12,19 +12,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def copy_tracked(target: Path) -> Path:
-    """Copy what git knows of the working tree: what else lies around in it must not help."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    for name in filter(None, listed.split("\0")):
-        source, copy = ROOT / name, target / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.unlink(missing_ok=True)
-        if source.is_symlink():
-            copy.symlink_to(source.readlink())
-        elif source.exists():
-            copy.write_bytes(source.read_bytes())
+def copy_committed(target: Path) -> Path:
+    """Copy the last commit's files: what else lies around in the working tree must not help."""
+    target.mkdir(parents=True)
+    archive = subprocess.run(
+        ["git", "archive", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    )
+    subprocess.run(["tar", "-x", "-C", str(target)], input=archive.stdout, check=True)
     return target
 
 
