@@ -143,6 +143,8 @@ class AttachNewStudentsCallback(Callback):
         ids = [data.student_ids[s] for s in support.unique().tolist()]
         ids = [student for student in ids if student not in done]
         if not ids:
+            if not fitting:  # the checkpoint's own order of them is another, maybe
+                module.order_students(data.student_ids)
             return
         row = {student: i for i, student in enumerate(data.student_ids)}
         who = torch.tensor([row[student] for student in ids])
@@ -150,8 +152,8 @@ class AttachNewStudentsCallback(Callback):
         new = [i for i, student in enumerate(ids) if student in came_later]
         if new:
             module.add_students([ids[i] for i in new], vectors[new])
-            others = [s for s in module.student_ids if s not in row]  # attached, and not asked now
-            module.order_students([*data.student_ids, *others])
+        if not fitting:
+            module.order_students(data.student_ids)
         table = model.fusion.students.weight
         table[who.to(table.device)] = vectors.to(table)
         self.attached = list(dict.fromkeys([*self.attached, *ids]))

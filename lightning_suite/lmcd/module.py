@@ -195,13 +195,14 @@ class LMCDModule(LightningModule):
         return self._add(self.test_metrics, batch)
 
     def on_predict_start(self) -> None:
-        """Refuse students who have no vector yet."""
+        """Refuse students who have no vector yet; take the data's order of all who have."""
         wanted = self.trainer.datamodule.student_ids  # type: ignore[attr-defined]
         if new := [s for s in wanted if s not in set(self.student_ids)]:
             raise SuiteError(
                 f"LMCDModule: student {new[0]!r} has no vector yet. Add AttachNewStudentsCallback, "
                 "which fits it from the answers in new_students."
             )
+        self.order_students(wanted)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the probability of each answer of the batch, and whose it is to what."""
@@ -274,11 +275,15 @@ class LMCDModule(LightningModule):
 
     @torch.no_grad()
     def order_students(self, ids: list[str]) -> None:
-        """Bring the rows of the students' table into this order of all their ids."""
+        """Let the students' table begin with these, in this order; all others follow."""
+        named = set(ids)
+        ids = [*ids, *(student for student in self.student_ids if student not in named)]
+        if ids == self.student_ids:
+            return
         place = {student: row for row, student in enumerate(self.student_ids)}
         weight = self.model.fusion.students.weight
         weight.copy_(weight[[place[student] for student in ids]])
-        self.student_ids = list(ids)
+        self.student_ids = ids
 
     def _make(self, student_ids: list[str], kc_ids: list[str], kc_vectors: Tensor | None) -> None:
         """Make the model with tables of these students and KCs."""

@@ -76,6 +76,21 @@ def test_a_checkpoint_keeps_them_whatever_the_order_of_the_next_file(
     torch.testing.assert_close(second[[*range(12), 14, 12]], first)
 
 
+@pytest.mark.parametrize("callbacks", [[], [AttachNewStudentsCallback(steps=5)]])
+@pytest.mark.parametrize("order", [(WEAK, STRONG), (WEAK,)])
+def test_students_who_are_known_keep_their_vectors_in_any_later_file(
+    order: tuple[str, ...], callbacks: list[Any], tmp_path: Path
+) -> None:
+    module = tiny_diagnosis(head="2pl")
+    quiet(tmp_path).fit(module, tiny_class(tmp_path))
+    attach = AttachNewStudentsCallback(steps=5)
+    first = probabilities(module, tmp_path, attach, new_students=write_new(tmp_path))
+    place = {STRONG: 12, WEAK: 13}
+    later = write_new(tmp_path, order=order)
+    second = probabilities(module, tmp_path, *callbacks, new_students=later)
+    torch.testing.assert_close(second, first[[*range(12), *(place[s] for s in order)]])
+
+
 def test_a_fresh_module_takes_a_checkpoint_with_more_students_than_its_data(tmp_path: Path) -> None:
     module, saved = fitted(tmp_path), tmp_path / "attached.ckpt"
     callback = AttachNewStudentsCallback(save_to=str(saved), steps=5)
