@@ -534,6 +534,10 @@ def _left_behind(here: Path) -> list[str]:
     hidden = [
         path for path in here.rglob("*") if path.name.startswith(".") or path.suffix == ".new"
     ]
+    # A killed fit's own copy of its bank may wait for its last renaming; readers know that name.
+    hidden = [
+        path for path in hidden if "lightning_logs" not in path.parts or path.suffix != ".new"
+    ]
     hidden += list((here / "tmp").iterdir())
     return [f"left behind: {path.relative_to(here)}" for path in hidden]
 
@@ -585,17 +589,32 @@ def _one(name: str, kills: int, place: Path, seed: int) -> Outcome:
     return outcome
 
 
+def renewed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return ``old`` with the commands of ``new`` in the place of theirs."""
+    again = {command["command"]: command for command in new["commands"]}
+    commands = [again.pop(one["command"], one) for one in old["commands"]] + list(again.values())
+    return {
+        **new,
+        "kills": sum(one["kills"] for one in commands),
+        "runs": sum(one["finished"] for one in commands),
+        "faults": sum(len(one["faults"]) for one in commands),
+        "commands": commands,
+    }
+
+
 def main() -> int:
     """Run the harness; 1 where something was lost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="commands with this in their name")
+    parser.add_argument("--only", default="", help="part of a name; others stay in OUT")
     parser.add_argument("--jobs", type=int, default=1, help="commands at a time")
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
     given = parser.parse_args()
     result = run(given.kills, given.seed, given.only, given.jobs)
     if given.out:
+        if given.only and given.out.exists():
+            result = renewed(json.loads(given.out.read_text()), result)
         importlib.import_module("lightning_suite.files").write_json(given.out, result)
     return int(result["faults"] > 0)
 

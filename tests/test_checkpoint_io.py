@@ -29,7 +29,7 @@ def test_a_checkpoint_is_written_where_it_belongs(
     trainer.save_checkpoint(tmp_path / "new" / "last.ckpt")
     assert places == [tmp_path / "new"], "onto another disk a rename would be a copy"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["last.ckpt"]
-    assert torch.load(tmp_path / "new" / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert torch.load(tmp_path / "new" / "last.ckpt", weights_only=True)["global_step"] == 8
 
 
 def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path: Path) -> None:

@@ -52,6 +52,19 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return checkpoint
 
 
+def count_begun_epoch(trainer: Trainer) -> None:
+    """Count the epoch that is under way where Lightning has begun it without.
+
+    To be called in a training batch. After a resume from a checkpoint of an epoch's last batch
+    Lightning 2.6 takes the next epoch for the rest of that one; a checkpoint of it, resumed in
+    turn, would then train one epoch too many.
+    """
+    progress = trainer.fit_loop.epoch_progress
+    if progress.current.started == progress.current.processed:
+        progress.increment_ready()
+        progress.increment_started()
+
+
 def explain_resume_error(error: ValueError, trainer: Trainer) -> str | None:
     """Say which callback is missing when an optimizer refuses its state; None for other errors.
 

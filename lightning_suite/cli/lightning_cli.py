@@ -22,7 +22,11 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_suite.checkpoint_io import write_atomically
 from lightning_suite.checkpoints import require_callbacks
-from lightning_suite.cli.checkpoints import explain_resume_error, read_checkpoint
+from lightning_suite.cli.checkpoints import (
+    count_begun_epoch,
+    explain_resume_error,
+    read_checkpoint,
+)
 from lightning_suite.cli.messages import constructor_errors
 from lightning_suite.cli.parsing import HelpFormatter, prepare_classes
 from lightning_suite.cli.problems import explain
@@ -74,6 +78,12 @@ class SaveRun(SaveConfigCallback):
                 state="running",
             )
             self.folder = RunFolder(folder)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """See `count_begun_epoch`."""
+        count_begun_epoch(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note that the run went through."""

@@ -27,7 +27,7 @@ from lightning_suite.scen.bank_state import described
 from lightning_suite.scen.gates.base import Gate
 from lightning_suite.scen.stored_bank import WHAT, StoredBank, bank_exists, json_path, read_bank
 
-__all__ = ["bank_exists", "load_bank", "read_bank", "save_bank"]
+__all__ = ["bank_exists", "finish_saving", "load_bank", "read_bank", "save_bank"]
 
 _EXPERTS, _GATE = "experts.", "gate."
 # Larger files are compared by size and by the shapes in them: hashing would read what mapping
@@ -61,7 +61,7 @@ def save_bank(bank: ExpertBank, path: str | Path) -> Path:
             f"the gate {bank.gate.kind!r} has a state that is not plain: {err}"
         ) from err
     file.parent.mkdir(parents=True, exist_ok=True)
-    _finish_renaming(file)
+    finish_saving(file)
     written = _new(file)
     import_extra("safetensors.torch", "llm").save_file(tensors, written)
     with written.open("rb+") as opened:
@@ -140,11 +140,12 @@ def _tensors(stored: StoredBank) -> dict[str, Tensor]:
     return tensors
 
 
-def _finish_renaming(file: Path) -> None:
-    """Make the tensors whose last renaming was cut short the bank's: what follows is written there.
+def finish_saving(path: str | Path) -> None:
+    """Make the tensors whose last renaming a kill cut short the bank's; for whoever writes it next.
 
     Without it a second kill, before the JSON is written, would leave none that the JSON describes.
     """
+    file = json_path(path)
     beside = _new(file)
     try:
         said = read_bank(file).tensors

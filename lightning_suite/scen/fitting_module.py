@@ -14,7 +14,7 @@ from torch import nn
 from lightning_suite.run_folder import RunFolder
 from lightning_suite.scen.attachment import Attachment, attach
 from lightning_suite.scen.bank import ExpertBank
-from lightning_suite.scen.bank_file import save_bank
+from lightning_suite.scen.bank_file import finish_saving, save_bank
 from lightning_suite.scen.continuing import (
     check_settings,
     said_of_removed,
@@ -53,6 +53,8 @@ class FittingModule(LightningModule):
         """Refuse to continue a bank with other settings."""
         self._removed: list[str] = []
         if stage == "fit" and self.hparams["bank"] is not None:
+            if self.trainer.is_global_zero:
+                finish_saving(self.hparams["bank"])  # a run with nothing left to do saves nothing
             check_settings(
                 self.bank,
                 self.hparams["bank"],

@@ -142,7 +142,7 @@ def _check_types(value: dict[str, Any]) -> None:
     }
     wrong = [name for name, fine in right.items() if not fine]
     if wrong:
-        raise SuiteError(f"its {wrong[0]} are not of the types that a bank has.")
+        raise SuiteError(f"is damaged: its {wrong[0]} are not of the types that a bank has.")
 
 
 def _is_rate(value: Any) -> bool:

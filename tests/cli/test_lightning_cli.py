@@ -293,6 +293,29 @@ def test_resume_continues(checkpoint, project):
     assert len(lines) == 3  # the header and the two steps of the second epoch
 
 
+@pytest.mark.filterwarnings("ignore:.*dataloader is not resumable")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_run_that_goes_on_twice_trains_no_epoch_too_many(project: Path) -> None:
+    def fit(folder: str, *more: str) -> list[int]:
+        saves = (
+            f"{{dirpath: {folder}, filename: '{{step}}', every_n_train_steps: 1, save_top_k: -1}}"
+        )
+        Path("saves.yaml").write_text(
+            "trainer:\n  callbacks+:\n"
+            "    - class_path: lightning.pytorch.callbacks.ModelCheckpoint\n"
+            f"      init_args: {saves}\n"
+        )
+        words = ["fit", "-c", "base.yaml", "-c", "saves.yaml", "--trainer.max_epochs=3", *more]
+        assert main(words) == 0
+        return sorted(int(path.stem[5:]) for path in Path(folder).iterdir())
+
+    # an epoch has two batches: the second checkpoint is one of an epoch's end
+    assert fit("whole") == [1, 2, 3, 4, 5, 6]
+    assert fit("once", "--ckpt_path=whole/step=2.ckpt") == [3, 4, 5, 6]
+    assert fit("twice", "--ckpt_path=once/step=3.ckpt") == [4, 5, 6]
+
+
 def test_missing_checkpoint_is_named(project, capsys):
     assert main(["fit", "-c", "base.yaml", "--ckpt_path", "none.ckpt"]) == 2
     assert "--ckpt_path none.ckpt: there is no such file" in capsys.readouterr().err

@@ -17,7 +17,13 @@ from safetensors.torch import load_file, save_file
 from lightning_suite.errors import SuiteError
 from lightning_suite.scen import bank_file
 from lightning_suite.scen.bank import ExpertBank
-from lightning_suite.scen.bank_file import bank_exists, load_bank, read_bank, save_bank
+from lightning_suite.scen.bank_file import (
+    bank_exists,
+    finish_saving,
+    load_bank,
+    read_bank,
+    save_bank,
+)
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.fingerprint import BaseIdentity
 from lightning_suite.scen.gates.base import PromptQuery
@@ -149,6 +155,21 @@ class TestSavingIsAllOrNothing:
             assert bank.edits[0].target == f"{expected} 0"
             save_bank(made("later", count=2), path)
             assert loaded(path).edits[0].target == "later 0"
+
+    def test_what_a_kill_left_undone_is_done_when_somebody_will_write(self, tmp_path: Path) -> None:
+        save_bank(made("Nice"), tmp_path / "facts")
+        old = (tmp_path / "facts.safetensors").read_bytes()
+        save_bank(made("Lyon", count=2), tmp_path / "facts")
+        (tmp_path / "facts.safetensors").replace(tmp_path / "facts.safetensors.new")
+        (tmp_path / "facts.safetensors").write_bytes(old)
+        finish_saving(tmp_path / "facts")
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "facts.json",
+            "facts.safetensors",
+        ]
+        assert len(loaded(tmp_path / "facts")) == 2
+        finish_saving(tmp_path / "facts")  # nothing to do
+        finish_saving(tmp_path / "none")
 
     def test_a_second_kill_leaves_what_the_first_had_saved(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

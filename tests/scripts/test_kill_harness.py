@@ -91,7 +91,7 @@ def test_a_safe_command_loses_nothing(harness: Any, tmp_path: Path) -> None:
     ("run", "fault"),
     [
         (program(in_place), "JSONDecodeError"),
-        (program(beside), "left behind: .part"),
+        (program(beside), "left behind: ."),
         (program(atomically, wrong=True), "other results after"),
     ],
 )
