@@ -105,7 +105,7 @@ def check_base(bank: BaseIdentity, model: nn.Module, *, allow_other_weights: boo
         raise SuiteError(
             f"the bank was made for {bank.name}, and the weights here ({found.name}) differ: what "
             f"{bank.layer} makes of fixed inputs is {apart:.1%} apart. If it is {may_be}, set "
-            "allow_other_weights (--allow_other_weights of `bank`) and measure the answers."
+            "allow_other_weights (of `bank`: --allow-other-weights) and measure the answers."
         )
     rank_zero_warn(
         f"the bank was made for {bank.name}, and the weights here ({found.name}) differ: what "

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_suite.extras import import_extra
-from lightning_suite.scen import question_readings, relation_metric
+from lightning_suite.scen import reference_data, relation_metric
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.outcome_keys import data_hash, outcome_key
 from lightning_suite.scen.question_readings import EXAMPLES, wording_features
@@ -45,7 +45,7 @@ def known_metric(
     stored = _shipped().get(key)
     if stored is not None:
         return unpacked(stored)
-    kinds = question_readings.wordings_by_kind()
+    kinds = reference_data.wordings_by_kind()
     learned = _LEARNED.get((key, tuple(kinds.items())))
     if learned is None:
         relations = wording_features(encoder, placeholder, probe, kinds.values(), examples=examples)

@@ -288,10 +288,10 @@ class TestMistakes:
         glass_tokenizer().save_pretrained(tmp_path / "other")
         status, _, err = run("explain", "facts", "Who?", "--model", "other")
         assert (status, "10.0% apart" in err) == (2, True)
-        assert "--allow_other_weights" in err
+        assert "--allow-other-weights" in err
         with pytest.warns(UserWarning, match=r"10\.0% apart"):
             status, out, _ = run(
-                "explain", "facts", "Who?", "--model", "other", "--allow_other_weights", "true"
+                "explain", "facts", "Who?", "--model", "other", "--allow-other-weights"
             )
         assert (status, "Who?" in out) == (0, True)
 

@@ -10,7 +10,7 @@ import torch
 from glass_lm import glass_model, glass_tokenizer
 
 from lightning_suite.language.loading import causal_lm_from_pretrained, load_tokenizer
-from lightning_suite.scen import known_metrics, question_readings
+from lightning_suite.scen import known_metrics, reference_data
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.gates.subject import SubjectRelationGate
 from lightning_suite.scen.known_metrics import known_metric, metric_key, packed, unpacked
@@ -59,7 +59,7 @@ def test_what_was_learned_is_not_learned_again_in_the_same_process(
 ) -> None:
     asked: list[object] = []
     few = {"city": (("Who knows X?", "X is known to?"), ("Where is X?", "X lies where?"))}
-    monkeypatch.setattr(question_readings, "wordings_by_kind", lambda: few)
+    monkeypatch.setattr(reference_data, "wordings_by_kind", lambda: few)
     monkeypatch.setattr(known_metrics, "_LEARNED", {})
     monkeypatch.setattr(known_metrics, "wording_features", lambda *_, **__: asked.append(1))
     monkeypatch.setattr(known_metrics, "fit_relation_metric", lambda *_, **__: METRIC)

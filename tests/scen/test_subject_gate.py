@@ -9,7 +9,7 @@ import pytest
 import torch
 from glass_lm import glass_model, glass_tokenizer
 
-from lightning_suite.scen import question_readings
+from lightning_suite.scen import reference_data
 from lightning_suite.scen.attachment import attach
 from lightning_suite.scen.bank import ExpertBank
 from lightning_suite.scen.edits import Edit
@@ -34,7 +34,7 @@ def _fewer_wordings() -> Iterator[None]:
     """Learn from 50 relations in place of 218: a quarter of the time."""
     few = {kind: relations[:5] for kind, relations in [*wordings_by_kind().items()][:10]}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(question_readings, "wordings_by_kind", lambda: few)
+        patch.setattr(reference_data, "wordings_by_kind", lambda: few)
         yield
 
 
