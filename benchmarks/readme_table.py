@@ -87,6 +87,21 @@ def scen_speed(result: dict[str, Any]) -> Rows:
             )
 
 
+def scen_overhead(result: dict[str, Any]) -> Rows:
+    kinds = {
+        "other": "name nothing edited",
+        "same subject": "name an edited subject and ask something else",
+    }
+    for row in result["rows"]:
+        if row["gate"] == "subject" and row["batch"] == 1:
+            yield (
+                f"a bank of {result['edits']:,} edits in SmolLM2-135M, questions that "
+                f"{kinds[row['questions']]}: CPU time of generating {result['new_tokens']} tokens, "
+                "against no bank",
+                f"{row['with']:.2f}× [{row['with_q1']:.2f}, {row['with_q3']:.2f}]",
+            )
+
+
 def resofilter_exactness(result: dict[str, Any]) -> Rows:
     wide, narrow = (result["comparison"][dtype] for dtype in ("float64", "float32"))
     yield (
@@ -142,6 +157,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
     "monitor_overhead": monitor_overhead,
     "batched_sweep": batched_sweep,
     "scen_speed": scen_speed,
+    "scen_overhead": scen_overhead,
     "lmcd_speed": lmcd_speed,
     "resofilter_exactness": resofilter_exactness,
     "resofilter_speed_llama": resofilter_speed,
