@@ -285,7 +285,11 @@ def _refusal(parser: ArgumentParser, inner: Keys, value: Any) -> str | None:
     return None
 
 
-_REQUIRED = re.compile(r"the following arguments are required: (.*)")
+# the second in the words of jsonargparse 4.39
+_REQUIRED = re.compile(
+    r"(?:the following arguments are required: "
+    r'|(?:Validation failed: )?Key "(?=[^"]*" is required))([^"\n]*)'
+)
 
 
 def _refused(parser: ArgumentParser, inner: Keys, value: Any, keys: Keys) -> list[tuple[Keys, str]]:
