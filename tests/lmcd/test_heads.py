@@ -164,6 +164,20 @@ def test_dina_needs_every_kc() -> None:
     torch.testing.assert_close(everything, 1 - slipping, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["3pl", "4pl", "mirt", "dina"])
+def test_guessing_and_slipping_are_the_chances_without_and_with_every_ability(name: str) -> None:
+    made = head(name)
+    _, q, d, kc = states()
+    said = made.item_parameters(q, d)
+    without, with_all = (
+        made.interact(torch.full((N, made.num_abilities), level), q, d, kc).sigmoid()
+        for level in (-1e6, 1e6)
+    )
+    torch.testing.assert_close(without, said["guessing"])
+    slipping = said.get("slipping", torch.zeros(N))
+    torch.testing.assert_close(1 - with_all, slipping, atol=2e-6, rtol=1e-5)
+
+
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(SuiteError, match="head='3lp' is not known. Did you mean '3pl'"):
         make_head("3lp", H, K)

@@ -14,7 +14,7 @@ class SoftDINA(Head):
     """Deterministic input, noisy "and", made soft: p = g + (1 - g)·s·Π_k σ(θ_k - δ_k)^kc_k.
 
     θ = W_t·e_u; δ = W_d·d_uv, what the exercise asks of each KC; guessing g = σ(w_g·q_v) and
-    1 - slipping s = σ(3 + w_s·q_v). With masteries of 0 and 1 this is DINA (Junker and Sijtsma
+    s = σ(3 + w_s·q_v). With masteries of 0 and 1 this is DINA (Junker and Sijtsma
     2001) with guessing g and slipping (1 - g)·(1 - s). An exercise without KCs is mastered by all.
 
     Args:

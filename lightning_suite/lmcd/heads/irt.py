@@ -18,8 +18,9 @@ class IRT(Head):
     """One ability θ against difficulty b: p = c + (1 - c)·s·σ(1.702·a·(θ - b)).
 
     θ = w_t·e_u and b = w_b·d_uv, clamped to ±10; a = softplus(w_a·q_v clamped to ±10), 1 with one
-    parameter; guessing c = σ(w_c·q_v), 0 with fewer than three; 1 - slipping s = σ(3 + w_s·q_v), 1
-    with fewer than four. With three parameters this is arXiv 2505.21239.
+    parameter; guessing c = σ(w_c·q_v), 0 with fewer than three; s = σ(3 + w_s·q_v), 1 with fewer
+    than four. With three parameters this is arXiv 2505.21239. Who slips, with probability
+    (1 - c)·(1 - s), answers wrong whatever the ability.
 
     Args:
         width: H.
@@ -55,12 +56,13 @@ class IRT(Head):
     def item_parameters(self, q_v: Tensor, d_uv: Tensor) -> dict[str, Tensor]:
         """Return ``discrimination``, ``difficulty``, ``guessing`` and ``slipping``: [N] each."""
         zero = torch.zeros_like(q_v[:, 0])
-        slip = None if self.slipping is None else SLIP_START + self.slipping(q_v)[:, 0]
+        guess = zero if self.guessing is None else self.guessing(q_v)[:, 0].sigmoid()
+        slip = zero if self.slipping is None else (-SLIP_START - self.slipping(q_v)[:, 0]).sigmoid()
         return {
             "discrimination": self._a(q_v).expand_as(zero),
             "difficulty": self._b(d_uv),
-            "guessing": zero if self.guessing is None else self.guessing(q_v)[:, 0].sigmoid(),
-            "slipping": zero if slip is None else (-slip).sigmoid(),
+            "guessing": guess,
+            "slipping": (1 - guess) * slip,
         }
 
     def _a(self, q_v: Tensor) -> Tensor:
