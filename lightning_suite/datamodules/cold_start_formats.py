@@ -126,7 +126,14 @@ def _educdm(folder: Path) -> Read:
 
 
 def _edustudio(folder: Path) -> Read:
-    inter = next(folder.glob("*.inter.csv"))
+    found = sorted(folder.glob("*.inter.csv"))
+    if len(found) != 1:
+        raise SuiteError(
+            f"{folder}: expected one data set, one file NAME.inter.csv; found "
+            f"{', '.join(file.name for file in found) or 'none'}. Give each a folder of its own, "
+            "or join the answers in one file."
+        )
+    inter = found[0]
     exer = inter.with_name(inter.name.replace(".inter.csv", ".exer.csv"))
     columns = ("stu_id:token", "exer_id:token", "label:float")
     answers = [

@@ -46,12 +46,16 @@ def read_parts(options: Mapping[str, Any]) -> tuple[ResponseData, Split, list[st
             support=options["support"],
         )
     else:
+        if options["oracle_fraction"] or options["support"]:
+            raise SuiteError(
+                "ColdStartDataModule: oracle_fraction and support are cut from a test that is a "
+                "fold of source. Leave them out where test_source is given."
+            )
         new_answers, new_exercises, new_kcs = _read_test(options["test_source"], options["format"])
-        known, known_kcs = {e.id for e in exercises}, {kc.id for kc in kcs}
         test = check_responses(
             new_answers,
-            [*exercises, *(e for e in new_exercises if e.id not in known)],
-            [*kcs, *(kc for kc in new_kcs if kc.id not in known_kcs)],
+            _join(exercises, new_exercises, "exercise", ("text", "kcs")),
+            _join(kcs, new_kcs, "KC", ("name",)),
             repeats=repeats,
             students=data.students,
         )
@@ -102,6 +106,20 @@ def join_new_students(
     rows = torch.arange(len(data), len(joined))
     support = torch.cat([split.parts.get("support", rows[:0]), rows])
     return joined, replace(split, parts={**split.parts, "support": support})
+
+
+def _join(known: Sequence[Any], more: Sequence[Any], what: str, same: Sequence[str]) -> list[Any]:
+    """Append those with new ids; refuse another thing of an id that is known."""
+    by_id = {item.id: item for item in known}
+    for item in more:
+        old = by_id.get(item.id, item)
+        for name in same:
+            if getattr(old, name) != getattr(item, name):
+                raise SuiteError(
+                    f"{item.where}: {what} {item.id!r} is in source, too, and its {name} is "
+                    f"another there: {getattr(old, name)!r}. Give one of the two another id."
+                )
+    return [*known, *(item for item in more if item.id not in by_id)]
 
 
 def _read_test(source: str, format: str) -> tuple[Any, list[Any], list[Any]]:

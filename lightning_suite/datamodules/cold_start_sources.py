@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -183,9 +183,10 @@ def read_plain(folder: Path) -> tuple[Iterator[Answer], list[Exercise], list[KC]
         SuiteError: A file or a column is missing.
     """
     has_kcs = (folder / PLAIN[2]).is_file()
+    columns = ("exercise_id", "text", *(("kc_ids",) if has_kcs else ()))
     exercises = [
         Exercise(row["exercise_id"], row["text"], split_ids(row.get("kc_ids", "")), where)
-        for where, row in read_csv(folder / PLAIN[1], ("exercise_id", "text"))
+        for where, row in read_csv(folder / PLAIN[1], columns)
     ]
     kcs = [
         KC(row["kc_id"], row["name"], row.get("parent_id", ""), row.get("domain", ""), where)
@@ -211,11 +212,13 @@ def read_csv(
         names: Of the columns of a file without a header.
 
     Raises:
-        SuiteError: The file cannot be read, or has no such column, or a row is too short.
+        SuiteError: The file cannot be read, or has no such column, or a row is too short or long.
     """
+    number = 0
     try:
         with file.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle, fieldnames=names)
+            # strict: a quote that is never closed would make one text of all rows that follow
+            reader = csv.DictReader(handle, fieldnames=names, strict=True)
             found = reader.fieldnames or []
             if not found:
                 raise SuiteError(
@@ -236,11 +239,22 @@ def read_csv(
                 short = [column for column in columns if row[column] is None]
                 if short:
                     raise SuiteError(f"{where}: the row ends before {', '.join(short)}.")
+                beyond: Any = row.pop(None, ())
+                if names is None and any(cell.strip() for cell in beyond):
+                    raise SuiteError(
+                        f"{where}: {len(found) + len(beyond)} cells, and {len(found)} columns. Put "
+                        "a text that has commas in double quotes."
+                    )
                 yield where, {k: v.strip() for k, v in row.items() if isinstance(v, str) and k}
     except OSError as err:
         raise SuiteError(f"{file}: cannot be read ({err.strerror}).") from err
-    except (UnicodeDecodeError, csv.Error) as err:
+    except UnicodeDecodeError as err:
         raise SuiteError(f"{file}: is not a CSV file in UTF-8: {err}") from err
+    except csv.Error as err:
+        raise SuiteError(
+            f"{file}: is not a CSV file (after row {number}): {err}. Perhaps a double quote is not "
+            "closed, or not doubled inside a text."
+        ) from err
 
 
 def split_ids(cell: str, separator: str = ";") -> tuple[str, ...]:

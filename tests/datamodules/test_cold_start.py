@@ -168,6 +168,17 @@ def test_answers_of_another_file_are_the_test(tmp_path: Path) -> None:
         module(tmp_path / "train", test_source=str(test / "interactions.csv"))
 
 
+def test_an_id_of_the_source_means_the_same_in_another_file(tmp_path: Path) -> None:
+    test = write_plain(tmp_path / "test")
+    train = write_plain(tmp_path / "train")
+    file = test / "exercises.csv"
+    file.write_text(file.read_text().replace("task 3.", "another task 3."))
+    with pytest.raises(SuiteError, match=r"row 4: exercise 'e3' is in source.* text is another"):
+        module(train, test_source=str(test), split="random")
+    with pytest.raises(SuiteError, match="oracle_fraction and support"):
+        module(train, test_source=str(test), oracle_fraction=0.5)
+
+
 @pytest.mark.parametrize("exercise", range(EXERCISES))
 def test_an_exercise_of_the_source_is_not_new_in_another_file(
     exercise: int, tmp_path: Path

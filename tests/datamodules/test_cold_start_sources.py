@@ -97,6 +97,10 @@ def test_verbagg_and_epi_come_with_texts() -> None:
         ("interactions.csv", "exercise_id", "q", r"no column 'exercise_id'. It has: student_id, q"),
         ("exercises.csv", "Work out task 3.", "", r"row 4: exercise 'e3' has no text"),
         ("exercises.csv", "e3,", "e2,", r"row 4: exercise 'e2' comes a second time"),
+        # nothing is lost: not the end of a text, not skills, not the rows behind a text
+        ("exercises.csv", "task 3.", "task 3, twice.", r"row 4: 4 cells, and 3 columns.*quotes"),
+        ("exercises.csv", "kc_ids", "kcs", r"no column 'kc_ids'. Perhaps rename 'kcs'"),
+        ("exercises.csv", "Work out task 9", '"Work out task 9', r"after row 9\).*not closed"),
         ("exercises.csv", "graph", "graf", r"needs KC 'graf', which has no .*mean 'graph'"),
         ("kcs.csv", "to graph", "", r"row 4: KC 'graph' has no name"),
         ("kcs.csv", "carry,to carry,add", "carry,to carry,ad", r"parent 'ad' of KC 'carry'"),
@@ -142,6 +146,12 @@ def test_an_unknown_folder_or_format_is_named(tmp_path: Path) -> None:
         read_source(str(tmp_path))
     with pytest.raises(SuiteError, match="'verbagg' is not known. Did you mean 'VerbAgg'"):
         read_source("package:pydataset/verbagg")
+    write_edustudio(tmp_path / "two")
+    (tmp_path / "two/Other.inter.csv").write_text("stu_id:token,exer_id:token,label:float\n")
+    with pytest.raises(SuiteError, match=r"one data set.* found Other.inter.csv, Tiny.inter.csv"):
+        read_source(str(tmp_path / "two"))
+    with pytest.raises(SuiteError, match=r"one data set.* found none"):
+        read_source(str(write_plain(tmp_path / "plain")), "edustudio")
     write_educdm(tmp_path)
     (tmp_path / "texts.json").unlink()
     with pytest.raises(SuiteError, match=r"texts.json: cannot be read .*has the texts"):
