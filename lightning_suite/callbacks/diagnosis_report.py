@@ -49,7 +49,7 @@ class DiagnosisReportCallback(Callback):
     *Supports* DDP (each pair counts once; rank 0 writes), mixed precision, any logger, and none
     where ``folder`` is given. Needs three float32 numbers for each student and exercise on every
     rank. *Refuses* modules without a :class:`DiagnosisModel` or whose step returns no
-    probabilities.
+    probabilities, or NaN.
 
     Raises:
         SuiteError: An argument is out of range (here), or one of the refusals above.
@@ -119,7 +119,7 @@ class DiagnosisReportCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the probabilities."""
-        self._keep(pl_module, outputs)
+        self._keep(trainer, pl_module, outputs)
 
     def on_predict_batch_end(
         self,
@@ -131,7 +131,7 @@ class DiagnosisReportCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the probabilities, and read everything else."""
-        self._keep(pl_module, outputs)
+        self._keep(trainer, pl_module, outputs)
         if self.next_items:
             model = find_diagnosis_model(pl_module, type(self).__name__)
             prefixes = Prefixes(batch["input_ids"], batch["lengths"])
@@ -194,14 +194,23 @@ class DiagnosisReportCallback(Callback):
         self._pairs = {name: torch.full(shape, -torch.inf) for name in _PAIRS}
         self._items = {name: torch.full(shape[1:], -torch.inf) for name in _ITEMS}
 
-    def _keep(self, pl_module: LightningModule, outputs: Any) -> None:
+    def _keep(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
         if not isinstance(outputs, Mapping) or "probability" not in outputs:
             raise SuiteError(
                 f"DiagnosisReportCallback: the step of {type(pl_module).__name__} must return "
                 "students, exercises and probability, as LMCDModule's does."
             )
         students, exercises = outputs["students"].cpu(), outputs["exercises"].cpu()
-        self._pairs["probability"][students, exercises] = outputs["probability"].float().cpu()
+        probability = outputs["probability"].float().cpu()
+        if not (finite := probability.isfinite()).all():
+            exercise = _data(trainer).data.exercises[int(exercises[~finite][0])].id
+            raise SuiteError(
+                f"DiagnosisReportCallback: a probability for exercise {exercise!r} is not a "
+                f"number, and {int((~finite).sum()) - 1} others of its batch. The training has "
+                "diverged (take a lower learning rate), or a text overflows the backbone's type "
+                "(dtype: bfloat16 or float32 in place of float16)."
+            )
+        self._pairs["probability"][students, exercises] = probability
 
     def _keep_readings(self, outputs: Mapping[str, Tensor], readings: PairReadings) -> None:
         students, exercises = outputs["students"].cpu(), outputs["exercises"].cpu()

@@ -14,6 +14,8 @@ from torchmetrics.utilities.data import dim_zero_cat
 from lightning_suite.lmcd.agreement import degree_of_agreement
 
 CALIBRATION_BINS = 15
+_SCORES = ("auc", "acc", "f1", "rmse", "mae", "brier", "ece", "nll")
+_NOT_KNOWN = torch.tensor(torch.nan)
 
 
 class DiagnosisMetrics(Metric):
@@ -70,12 +72,17 @@ class DiagnosisMetrics(Metric):
         if self.diagnosis is not None:
             proficiency, q_matrix = (values.detach().cpu() for values in self.diagnosis)
             doa = degree_of_agreement(proficiency, students, exercises, correct, q_matrix)
-            scores["doa"] = doa.nanmean().float()
+            scores["doa"] = doa.nanmean().float() if not logits.isnan().any() else _NOT_KNOWN
         return scores
 
 
 def score_answers(logits: Tensor, correct: Tensor) -> dict[str, Tensor]:
-    """Return the metrics of :class:`DiagnosisMetrics` for logits [N] and answers [N]."""
+    """Return the metrics of :class:`DiagnosisMetrics` for logits [N] and answers [N].
+
+    All are NaN where a logit is: sorted and compared, it would count as some chance or other.
+    """
+    if logits.isnan().any():
+        return dict.fromkeys(_SCORES, _NOT_KNOWN)
     probability, target = logits.double().sigmoid(), correct.double()
     away = probability - target
     return {

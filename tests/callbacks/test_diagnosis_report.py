@@ -151,6 +151,16 @@ def test_an_exception_leaves_nothing_behind_and_the_next_run_works(tmp_path: Pat
     assert (tmp_path / "run/artifacts/lmcd_items.csv").exists()
 
 
+def test_probabilities_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    module, data = tiny_diagnosis(), tiny_class(tmp_path)
+    quiet(tmp_path).fit(module, data)
+    with torch.no_grad():
+        module.model.fusion.students.weight[3] = torch.nan
+    callback = DiagnosisReportCallback(str(tmp_path / "run"), resamples=0)
+    with pytest.raises(SuiteError, match="for exercise 'e0' is not a number, and 0 others"):
+        quiet(tmp_path, callback).predict(module, data)
+
+
 class Silent(LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Return nothing."""

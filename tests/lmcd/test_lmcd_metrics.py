@@ -57,6 +57,18 @@ def test_weighted_auc_equals_scikit_learn_for_each_resample() -> None:
     assert weighted_auc(logits, torch.ones_like(correct), weights[0]).isnan()
 
 
+def test_no_metric_is_known_where_a_prediction_is_none() -> None:
+    metric = DiagnosisMetrics()
+    logits, correct, students, exercises = answers()
+    metric.diagnosis = (torch.randn(30, 1), torch.ones(20, 1))
+    known = set(score_answers(logits, correct))
+    logits[7] = torch.nan
+    metric.update(logits, correct, students, exercises)
+    got = metric.compute()
+    assert set(got) == known | {"doa"}
+    assert all(value.isnan() for value in got.values())
+
+
 def gather(*parts: DiagnosisMetrics) -> DiagnosisMetrics:
     """Do what torchmetrics does over ranks: concatenate the states."""
     whole = DiagnosisMetrics()
