@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -133,6 +133,23 @@ def check_tables(
             f"{unknown}. Attach new students with some of their answers "
             "(AttachNewStudentsCallback)."
         )
+
+
+def untrained_caution(kind: str, callbacks: Iterable[object]) -> str | None:
+    """Return what to say where students of the test would be read at a vector of nobody.
+
+    Args:
+        kind: Of the data's split.
+        callbacks: ``trainer.callbacks``.
+    """
+    names = {type(callback).__name__ for callback in callbacks}
+    if kind != "student" or "AttachNewStudentsCallback" in names:
+        return None
+    return (
+        "LMCDModule: split is student, and there is no AttachNewStudentsCallback: the students of "
+        "validation and test keep the vectors that all start from, which say nothing of them. Add "
+        "the callback, and support to the data (configs/lmcd/attach.yaml)."
+    )
 
 
 def check_precision(precision: str) -> None:

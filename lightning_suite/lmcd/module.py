@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +21,7 @@ from lightning_suite.lmcd.assembly import (
     check_tables,
     parameter_groups,
     read_kc_vectors,
+    untrained_caution,
 )
 from lightning_suite.lmcd.backbone import load_backbone
 from lightning_suite.lmcd.baselines import rate_logits
@@ -143,6 +145,9 @@ class LMCDModule(LightningModule):
             raise SuiteError(
                 "LMCDModule: the data module has no students. Use ColdStartDataModule."
             )
+        kind = getattr(data, "manifest", {}).get("kind", "")
+        if caution := untrained_caution(kind, self.trainer.callbacks):
+            rank_zero_warn(caution)
         new = list(getattr(data, "new_student_ids", ()))  # they get their vectors later
         known = list(data.student_ids)[: len(data.student_ids) - len(new)]
         if not self.student_ids:

@@ -189,6 +189,12 @@ def test_attached_students_are_kept_by_checkpoints(tmp_path: Path) -> None:
         loaded.add_students(["new"], vectors[:1])
 
 
+def test_students_who_are_never_trained_nor_attached_are_warned_of(tmp_path: Path) -> None:
+    source = data(tmp_path, split="student", support=3)
+    with pytest.warns(UserWarning, match=r"no AttachNewStudentsCallback.* say nothing of them"):
+        trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(module(), source)
+
+
 def test_students_and_head_have_their_own_rates_and_a_frozen_backbone_has_none(
     tmp_path: Path,
 ) -> None:
