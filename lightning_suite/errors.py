@@ -18,18 +18,20 @@ class MissingExtraError(SuiteError, ImportError):
     """A package of an optional extra is not installed."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known word, or an empty string.
 
     Args:
         word: What the user wrote.
         known: All words that would have been right.
     """
+    if not isinstance(word, str):  # YAML and JSON may say anything
+        return ""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise a :class:`SuiteError` unless ``value`` is one of ``choices``.
 
     Args:
@@ -37,7 +39,7 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
         value: What the user wrote.
         choices: What would have been right.
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise SuiteError(
             f"{name}={value!r} is not known.{did_you_mean(value, choices)} "
             f"Choose one of: {', '.join(choices)}."

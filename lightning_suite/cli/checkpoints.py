@@ -60,7 +60,8 @@ def count_begun_epoch(trainer: Trainer) -> None:
     turn, would then train one epoch too many.
     """
     progress = trainer.fit_loop.epoch_progress
-    if progress.current.started == progress.current.processed:
+    current: Any = progress.current
+    if current.started == current.processed:
         progress.increment_ready()
         progress.increment_started()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ _OTHERS: tuple[type, ...] = (Optimizer, LRScheduler, nn.Module)
 _EXTRAS = {"WandbLogger": "wandb"}
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 _LISTS = ("callbacks", "logger")
+_MOST_NODES = 100_000  # of a config, aliases written out
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class Problem:
         where = self.file if self.line is None else f"{self.file}:{self.line}"
         kind = "warning" if self.warning else "error"
         return f"{where}: {kind}: {self.key + ': ' if self.key else ''}{self.text}"
+
+
+class _TooLarge(Problem):
+    """A config that no parser should be given."""
 
 
 def config_files(words: Sequence[str]) -> list[str]:
@@ -119,6 +125,8 @@ def find_problems(files: Sequence[str], parser: ArgumentParser) -> list[Problem]
     read = [_read(file) for file in files]
     sources = [source for source in read if isinstance(source, _Source)]
     problems = [problem for problem in read if isinstance(problem, Problem)]
+    if any(isinstance(problem, _TooLarge) for problem in problems):
+        return problems
     for number, source in enumerate(sources):
         problems += source.duplicates()
         problems += _replaced_lists(source, sources[:number])
@@ -204,6 +212,10 @@ def _read(file: str) -> _Source | Problem:
             return Problem(file, None, "", f"{err.strerror}.{advice}")
         except UnicodeDecodeError:
             return Problem(file, None, "", "not a text file (UTF-8).")
+    return _parse(name, text)
+
+
+def _parse(name: str, text: str) -> _Source | Problem:
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
@@ -213,22 +225,38 @@ def _read(file: str) -> _Source | Problem:
         column = f" (column {mark.column + 1})" if mark else ""
         line = mark.line + 1 if mark else None
         return Problem(name, line, "", f"not valid YAML{column}: {what or err}")
+    except (RecursionError, ValueError, OverflowError) as err:  # very deep; the 99th of a month
+        return Problem(name, None, "", f"cannot be read as YAML: {' '.join(str(err).split())}")
     if values is None:
         values = {}
     if not isinstance(values, dict):
         kind = type(values).__name__
         return Problem(name, 1, "", f"expected `key: value` lines, found one {kind}")
-    if _contains_itself(tree):
+    size = _size(tree, {})
+    if math.isinf(size):
         return Problem(name, 1, "", "an alias (`*name`) stands inside what it is an alias of")
+    if size > _MOST_NODES:
+        return _TooLarge(
+            name, 1, "", f"aliases (`*name`) make more than {_MOST_NODES:,} values of it"
+        )
     return _Source(name, values, tree)
 
 
-def _contains_itself(node: yaml.Node | None, above: tuple[int, ...] = ()) -> bool:
-    if id(node) in above:
-        return True
-    parts = [pair[1] for pair in node.value] if isinstance(node, yaml.MappingNode) else []
-    parts += node.value if isinstance(node, yaml.SequenceNode) else []
-    return any(_contains_itself(part, (*above, id(node))) for part in parts)
+def _size(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """Return how many nodes there are when all aliases are written out; infinite in a circle.
+
+    Args:
+        node: Of the tree.
+        known: Of the nodes that were counted; empty at first. A node under way is infinite.
+    """
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        parts += node.value if isinstance(node, yaml.SequenceNode) else []
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 # --- what the parser accepts and is still a problem ----------------------------------------------

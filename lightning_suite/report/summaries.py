@@ -148,11 +148,30 @@ def _item(items: list[Any], place: int) -> str:
 
 
 def _leaf(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return f"[{', '.join(_leaf(item) for item in value)}]"
-    return str(value) or "''"
+    """Write a leaf as YAML would; of lists in lists only so much as a page can show.
+
+    Aliases make a few lines of YAML into lists of any size.
+    """
+    pieces: list[str] = []
+    stack: list[Any] = [value]
+    while stack:
+        item = stack.pop()
+        if len(pieces) + len(stack) > _MOST_KEYS:
+            raise SuiteError("the configuration is too large to be compared")
+        if isinstance(item, _Text):
+            pieces.append(item)
+        elif isinstance(item, list):
+            inside = [part for one in item[:_MOST_KEYS] for part in (one, _Text(", "))][:-1]
+            stack += [_Text("]"), *reversed(inside), _Text("[")]
+        elif item is None or isinstance(item, bool):
+            pieces.append({None: "null", True: "true", False: "false"}[item])
+        else:
+            pieces.append(str(item) or "''")
+    return "".join(pieces)
+
+
+class _Text(str):
+    """Punctuation between the items of a list."""
 
 
 # --- figures of each method -----------------------------------------------------------------------

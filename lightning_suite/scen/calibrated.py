@@ -201,8 +201,10 @@ def _is_outcome(found: Any) -> bool:
         return False
     kinds: dict[str, Any] = {"layer": str, "lr": float, "placeholder": str, "probe": str}
     kinds |= {"trials": list, "data": str}
-    whole = {"layer", "lr"} <= found.keys() or {"placeholder", "probe"} <= found.keys()
-    return whole and all(isinstance(found.get(key), kinds[key]) for key in kinds if key in found)
+    chosen = {"layer", "lr"} if "layer" in found else {"placeholder", "probe"}
+    return chosen | {"trials", "data"} <= found.keys() and all(
+        isinstance(found[key], kind) for key, kind in kinds.items() if key in found
+    )
 
 
 def _shipped() -> dict[str, dict[str, Any]]:

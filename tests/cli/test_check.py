@@ -127,6 +127,14 @@ def test_a_value_that_contains_itself_is_refused(check):
     assert "an alias (`*name`) stands inside" in lines[0]
 
 
+def test_aliases_that_make_millions_of_values_are_refused_at_once(check) -> None:
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    code, found = check("\n".join(lines))
+    assert code == 1
+    assert "aliases (`*name`) make more than 100,000 values of it" in found[0]
+
+
 def test_arguments_that_are_no_mapping_are_explained(check):
     status, lines = check("model:\n  class_path: users_project.Net\n  init_args: [4]\n")
     assert status == 1

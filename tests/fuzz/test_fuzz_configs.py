@@ -26,7 +26,7 @@ def parsers() -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@fuzz(8, 500)
+@fuzz(4, 200)
 @given(data=st.data(), name=st.sampled_from(CONFIGS))
 def test_configs(tmp_path: Path, parsers: Any, data: st.DataObject, name: str) -> None:
     text = find_config(name).read_text()
@@ -42,7 +42,7 @@ def test_configs(tmp_path: Path, parsers: Any, data: st.DataObject, name: str) -
         "\n".join(map(str, problems)).encode()
 
 
-@fuzz(30, 500)
+@fuzz(20, 500)
 @given(data=st.data())
 def test_tables_of_roles(data: st.DataObject) -> None:
     patterns = data.draw(value_of({**PATTERNS, "x": data.draw(odd)}))

