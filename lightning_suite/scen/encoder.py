@@ -167,15 +167,12 @@ class PromptEncoder:
         try:
             given, ends = packed(begun, rests, next(self.model.parameters()).dtype)
             states = _precise(read(self._placed(given))[0, ends])
-            found = [*states]
+            if self._packs is None:
+                apart = self._read_apart(begun, rests, read)
+                self._packs = _alike(states, torch.stack(apart))
         except _UNABLE:
             self._packs = False
-        if self._packs:
-            return found
-        apart = self._read_apart(begun, rests, read)
-        if self._packs is None:
-            self._packs = _alike(states, torch.stack(apart))
-        return apart
+        return [*states] if self._packs else self._read_apart(begun, rests, read)
 
     def _read(self, begun: Beginning, rests: Sequence[list[int]], read: _Read) -> list[Tensor]:
         """Return the states at the ends of sequences that all have the same beginning."""
