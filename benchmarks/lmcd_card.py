@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CARD = ROOT / "docs" / "lmcd.md"
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-NAMES = {"frcsub": "FrcSub", "verbagg": "VerbAgg"}
+NAMES = {"frcsub": "FrcSub", "verbagg": "VerbAgg", "situations": "a new situation"}
 CEILING = "ceiling of one ability"
 ROWS = {  # of what LMCD is compared with, as the card calls them
     "floor": "floor: the student's own rate",
@@ -89,9 +89,9 @@ def load(name: str) -> Data:
     return found
 
 
-def baselines() -> str:
-    """Return bounds and baselines, on all data sets of the main result."""
-    data = load("quality")["data"]
+def baselines(result: str = "quality") -> str:
+    """Return bounds and baselines, on all data sets of a result."""
+    data = load(result)["data"]
     names = [name for name in NAMES if name in data]
     return lines(
         ["", *(NAMES[name] for name in names)],
@@ -103,25 +103,37 @@ def baselines() -> str:
     )
 
 
-def heads(name: str, result: str = "quality") -> str:
-    """Return every head on one data set, against what it is compared with."""
+def against(name: str, result: str, ways: dict[str, str]) -> str:
+    """Return ways, by what the card calls them, against what they are compared with."""
     found = load(result)
     rows = found["data"][name]
     return lines(
         ["", "AUC", *(f"against {title}" for title in AGAINST.values())],
         [
             [
-                f"`{head}`",
-                spread(rows[f"{head} kc_names"]),
-                *(
-                    away(rows[f"{head} kc_names"], rows[key], key, found["folds"])
-                    for key in AGAINST
-                ),
+                title,
+                spread(rows[way]),
+                *(away(rows[way], rows[key], key, found["folds"]) for key in AGAINST),
             ]
-            for head in HEADS
-            if f"{head} kc_names" in rows
+            for way, title in ways.items()
+            if way in rows
         ],
     )
+
+
+def heads(name: str, result: str = "quality") -> str:
+    """Return every head on one data set."""
+    return against(name, result, {f"{head} kc_names": f"`{head}`" for head in HEADS})
+
+
+def trained() -> str:
+    """Return LMCD with a trained backbone, or where each student reads, on FrcSub."""
+    ways = {
+        "ncdm kc_names": "frozen",
+        "ncdm kc_names lora": "LoRA",
+        "ncdm kc_names reads": "frozen, each student reads",
+    }
+    return against("frcsub", "quality_trained", ways)
 
 
 def texts(result: str = "quality", ways: tuple[str, ...] = ("ncdm", "irt", "ridge")) -> str:
@@ -203,8 +215,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "irt_texts": lambda: texts("quality_texts"),
     "attach": attach,
     "curves": curves,
-    "few_frcsub": lambda: heads("frcsub", "quality_pl"),
-    "few_verbagg": lambda: heads("verbagg", "quality_pl"),
+    "trained": trained,
+    "situation_baselines": lambda: baselines("quality_situations"),
     "situations": lambda: heads("situations", "quality_situations"),
 }
 

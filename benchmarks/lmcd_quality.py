@@ -77,7 +77,7 @@ WAYS = {
     "texts": ALL_TEXTS,
     "frozen": ALL_HEADS + ALL_TEXTS,
     "none": [Way("ncdm", "none")],
-    "trained": TRAINED,
+    "trained": [Way("ncdm", "kc_names"), *TRAINED],
     **{way.head: [way] for way in ALL_HEADS},
     **{way.name: [way] for way in ALL_TEXTS + TRAINED},
 }
