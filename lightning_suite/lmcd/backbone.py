@@ -72,6 +72,51 @@ def load_backbone(
     return model.requires_grad_(False) if training == "frozen" else model
 
 
+def untrained_names(backbone: Any) -> set[str]:
+    """Return the names in ``backbone.state_dict()`` that training leaves alone.
+
+    Loading ``pretrained`` again gives these, so that no checkpoint need hold them.
+    """
+    trained = {name for name, weight in backbone.named_parameters() if weight.requires_grad}
+    return set(backbone.state_dict()) - trained
+
+
+def sample_weights(backbone: Any) -> Tensor:
+    """Return a few numbers of each weight that training leaves alone: float32, on the CPU.
+
+    Two backbones with the same numbers are the same; another one of the same shape is found.
+    """
+    state, few = backbone.state_dict(), []
+    for name in sorted(untrained_names(backbone)):
+        values = state[name].detach().flatten()
+        few.append(values[:: max(1, len(values) // 4)][:4].float())
+    return torch.cat(few).cpu() if few else torch.zeros(0)
+
+
+def check_same_weights(kept: Tensor | None, backbone: Any, pretrained: str) -> None:
+    """Refuse a backbone whose untrained weights are not those that a checkpoint was trained on.
+
+    Args:
+        kept: From :func:`sample_weights`; None in checkpoints of old.
+        backbone: Loaded from ``pretrained``.
+        pretrained: For the message.
+
+    Raises:
+        SuiteError: It is another, beyond what another type of the numbers makes of them.
+    """
+    if kept is None:
+        return
+    kept, ours = kept.cpu(), sample_weights(backbone)
+    # bfloat16 rounds by .002 of a number; models of one family differ by more
+    if kept.shape == ours.shape and (kept - ours).norm() <= 5e-3 * kept.norm():
+        return
+    raise SuiteError(
+        f"LMCDModule: pretrained {pretrained!r} is not the backbone that the checkpoint was "
+        "trained with: its weights are others, and students and head would read another model. "
+        "Set pretrained to that of the training."
+    )
+
+
 def start_vector(backbone: Any, token: str, pretrained: str | None) -> Tensor:
     """Return the embedding of ``token``, where students' vectors start: float32 [H].
 

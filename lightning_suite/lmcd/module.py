@@ -23,7 +23,12 @@ from lightning_suite.lmcd.assembly import (
     read_kc_vectors,
     untrained_caution,
 )
-from lightning_suite.lmcd.backbone import load_backbone
+from lightning_suite.lmcd.backbone import (
+    check_same_weights,
+    load_backbone,
+    sample_weights,
+    untrained_names,
+)
 from lightning_suite.lmcd.baselines import rate_logits
 from lightning_suite.lmcd.fusion import MODES
 from lightning_suite.lmcd.heads.registry import HEADS, NEEDS_KC_VECTORS
@@ -146,7 +151,8 @@ class LMCDModule(LightningModule):
                 "LMCDModule: the data module has no students. Use ColdStartDataModule."
             )
         kind = getattr(data, "manifest", {}).get("kind", "")
-        if caution := untrained_caution(kind, self.trainer.callbacks):
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if caution := untrained_caution(kind, callbacks):
             rank_zero_warn(caution)
         new = list(getattr(data, "new_student_ids", ()))  # they get their vectors later
         known = list(data.student_ids)[: len(data.student_ids) - len(new)]
@@ -241,19 +247,20 @@ class LMCDModule(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep who the students and KCs are; leave out a frozen backbone."""
+        """Keep who the students and KCs are; leave out what of a loaded backbone is not trained."""
         checkpoint["lmcd"] = {
             "version": _VERSION,
             "student_ids": self.student_ids,
             "kc_ids": self.kc_ids,
         }
-        if self.hparams["backbone"] == "frozen" and self.hparams["pretrained"] is not None:
-            state = checkpoint["state_dict"]
-            for name in [n for n in state if n.startswith("model.fusion.backbone.")]:
-                del state[name]
+        if self.hparams["backbone"] != "full" and self.hparams["pretrained"] is not None:
+            backbone = self.model.fusion.backbone
+            checkpoint["lmcd"]["backbone"] = sample_weights(backbone)
+            for name in untrained_names(backbone):
+                del checkpoint["state_dict"][f"model.fusion.backbone.{name}"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the tables of the checkpoint, and fill in the frozen backbone."""
+        """Make the tables of the checkpoint, and fill in what of the backbone it leaves out."""
         require_callbacks(checkpoint, self._trainer)
         kept, state = checkpoint["lmcd"], checkpoint["state_dict"]
         if self.student_ids != kept["student_ids"] or self.kc_ids != kept["kc_ids"]:
@@ -262,6 +269,9 @@ class LMCDModule(LightningModule):
                 check_tables(kept, self.student_ids, self.kc_ids)
             vectors = state.get("model.head.kc_vectors")
             self._make(list(kept["student_ids"]), list(kept["kc_ids"]), vectors)
+        if self.hparams["pretrained"] is not None:
+            kept_weights = kept.get("backbone")
+            check_same_weights(kept_weights, self.model.fusion.backbone, self.hparams["pretrained"])
         for name, value in self.state_dict().items():
             if name.startswith("model.fusion.backbone."):
                 state.setdefault(name, value)

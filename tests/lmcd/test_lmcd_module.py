@@ -137,21 +137,47 @@ def test_a_checkpoint_holds_tables_and_ids_and_not_the_frozen_backbone(
     assert again == before
 
 
-def test_the_weights_of_a_loaded_backbone_stay_out_of_the_checkpoint(tmp_path: Path) -> None:
-    torch.manual_seed(0)
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+
+
+def write_backbone(folder: Path, seed: int = 0) -> str:
+    torch.manual_seed(seed)
     tokenizer = glass_tokenizer()
-    tokenizer.save_pretrained(tmp_path / "lm")
-    config = {**CONFIG, "vocab_size": len(tokenizer)}
-    causal_lm_from_config(config).save_pretrained(tmp_path / "lm")
-    fitted = module(config=None, pretrained=str(tmp_path / "lm"))
+    tokenizer.save_pretrained(folder)
+    causal_lm_from_config({**CONFIG, "vocab_size": len(tokenizer)}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("options", [{}, {"backbone": "lora", "lora": LORA}])
+def test_the_weights_of_a_loaded_backbone_stay_out_of_the_checkpoint(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {"config": None, "pretrained": write_backbone(tmp_path / "lm"), **options}
+    fitted = module(**options)
     fit = trainer(tmp_path, max_epochs=1)
     fit.fit(fitted, data(tmp_path))
     fit.save_checkpoint(tmp_path / "a.ckpt")
     names = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
-    assert not [name for name in names if "backbone" in name]
+    assert all("lora_" in name for name in names if "backbone" in name)
+    assert ("lora" in options) == any("lora_" in name for name in names)
     loaded = LMCDModule.load_from_checkpoint(tmp_path / "a.ckpt")
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, fitted.state_dict()[name])
+
+
+@pytest.mark.parametrize("options", [{}, {"backbone": "lora", "lora": LORA}])
+def test_another_backbone_than_that_of_the_checkpoint_is_refused(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    fitted = module(config=None, pretrained=write_backbone(tmp_path / "lm"), **options)
+    fit = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    fit.fit(fitted, data(tmp_path))
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    half = LMCDModule.load_from_checkpoint(tmp_path / "a.ckpt", dtype="bfloat16")
+    assert half.student_ids == fitted.student_ids
+    write_backbone(tmp_path / "lm", seed=1)
+    with pytest.raises(SuiteError, match="lm' is not the backbone that the checkpoint"):
+        LMCDModule.load_from_checkpoint(tmp_path / "a.ckpt")
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
