@@ -91,17 +91,20 @@ def read(runs: Path) -> dict[str, Any]:
     """Read what the newest runs of the pipeline's folders say."""
     before, after = versions(runs / "fine_tune")[-2:]
     rows = merge_shards(after / "gradient_features").to_pylist()
-    edited, evaluated = versions(runs / "edit")[-1], versions(runs / "evaluate")[-1]
-    with (edited / "artifacts/scen_summary.csv").open(newline="") as file:
-        systems = list(csv.DictReader(file))
+    editing, evaluated = versions(runs / "edit"), versions(runs / "evaluate")
+    tables = [run / "artifacts/scen_summary.csv" for run in editing]
+    systems = rows_of(tables[-1]) if tables and tables[-1].exists() else []
+    seen = bool(evaluated and (evaluated[-1] / "metrics.csv").exists())  # a chain may be under way
     selection = json.loads((runs / "kept.selection.json").read_text())
     return {
         "scored": selection["rows"],
         "kept": selection["kept"],
         "val_loss_before": last(before, "val_loss"),
         "val_loss_after": last(after, "val_loss"),
-        "val_loss_with_edits": last(evaluated, "val_loss"),
-        "fired_on_held_out": last(evaluated, "scen/fired_rate"),
+        "val_loss_with_edits": last(evaluated[-1], "val_loss") if seen else None,
+        "fired_on_held_out": last(evaluated[-1], "scen/fired_rate") if seen else None,
+        "edits_learnt": last(editing[0], "scen/success"),
+        "edits_found_by_the_gate": last(editing[0], "scen/fired_rate"),
         "steps": int(last(after, "step")) + 1,
         "gradient_rows": len(rows),
         "learning_rate": rows[0]["lr"],
@@ -184,11 +187,15 @@ def tables(result: dict[str, Any]) -> str:
         ("exported, with ten edits in force", outcome["val_loss_with_edits"]),
     )
     lines = ["| held-out problems | nats a token |", "|---|---|"]
-    lines += [f"| {what} | {loss:.4f} |" for what, loss in losses]
-    names = [name for name in outcome["systems"][0] if name != "system"]
-    lines += ["", f"| of the edits | {' | '.join(names)} |", f"|---{'|---' * len(names)}|"]
+    lines += [f"| {what} | {loss:.4f} |" for what, loss in losses if loss is not None]
+    lines += ["", "| ten edits, their own prompts | share |", "|---|---|"]
+    lines.append(f"| every token of the answer the likeliest | {outcome['edits_learnt']:.2f} |")
+    lines.append(f"| given to them by the gate | {outcome['edits_found_by_the_gate']:.2f} |")
+    names = [name for name in (outcome["systems"] or [{}])[0] if name != "system"]
+    if names:
+        lines += ["", f"| of the edits | {' | '.join(names)} |", f"|---{'|---' * len(names)}|"]
     for row in outcome["systems"]:
-        cells = (f"{float(row[name]):.3g}" if row[name] else "–" for name in names)
+        cells = (row[name] or "–" for name in names)
         lines.append(f"| {row['system']} | {' | '.join(cells)} |")
     if result.get("summary"):
         lines += ["", "| fine-tuned | seeds | held-out loss | against the pipeline |"]
@@ -205,6 +212,12 @@ def tables(result: dict[str, Any]) -> str:
 def versions(folder: Path) -> list[Path]:
     """Return the runs in a folder, the oldest first."""
     return sorted(folder.glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
+
+
+def rows_of(table: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV table."""
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def column(run: Path, key: str) -> list[str]:
