@@ -195,7 +195,7 @@ def tables(result: dict[str, Any]) -> str:
     if names:
         lines += ["", f"| of the edits | {' | '.join(names)} |", f"|---{'|---' * len(names)}|"]
     for row in outcome["systems"]:
-        cells = (row[name] or "–" for name in names)
+        cells = (f"{float(row[name]):.3g}" if row[name] else "–" for name in names)
         lines.append(f"| {row['system']} | {' | '.join(cells)} |")
     if result.get("summary"):
         lines += ["", "| fine-tuned | seeds | held-out loss | against the pipeline |"]
