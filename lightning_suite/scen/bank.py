@@ -132,11 +132,15 @@ class ExpertBank(nn.Module):
         kept = [stored_edit(edit) for edit in edits]
         self._change_gate(gone=[old for old in replaced if old is not None], kept=kept, slots=slots)
         self.table.append(experts)
-        for row, (edit, old) in enumerate(zip(kept, replaced, strict=True)):
-            version = 1 if old is None else self.history.records[old].version + 1
-            self.history.append(
-                EditRecord(edit, version, "live", old, dict(notes[row]) if notes else {})
-            )
+        versions = [1 if old is None else self.history.records[old].version + 1 for old in replaced]
+        self.history.extend(
+            [
+                EditRecord(edit, version, "live", old, dict(note))
+                for edit, version, old, note in zip(
+                    kept, versions, replaced, notes or [{}] * len(kept), strict=True
+                )
+            ]
+        )
         return slots
 
     def remove(self, ids: Sequence[str]) -> None:

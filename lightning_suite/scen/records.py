@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -85,7 +85,8 @@ class History:
     def replaced_by(self, edits: Sequence[Edit], *, update: bool = False) -> list[int | None]:
         """Return the live slot that each new edit would replace, None where there is none.
 
-        An edit replaces the one with the same prompt, and, in an update, the one with its id.
+        An edit replaces the one with the same prompt, and, in an update, the one with its id. What
+        an update gives another prompt leaves its old one to the other ``edits``.
 
         Raises:
             SuiteError: A target or prompt is empty; two of ``edits`` have one id or one prompt; an
@@ -95,6 +96,7 @@ class History:
         ids: dict[str, str] = {}
         prompts: dict[str, Edit] = {}
         found: list[int | None] = []
+        freed = {self._by_id.get(edit.id) for edit in edits} if update else set()
         for edit in edits:
             for name in ("id", "prompt", "target"):
                 if not getattr(edit, name).strip():
@@ -109,16 +111,17 @@ class History:
                 )
             ids[edit.id] = edit.prompt
             prompts[same_prompt(edit.prompt)] = edit
-            found.append(self._replaced(edit, update))
+            found.append(self._replaced(edit, update, freed))
         return found
 
-    def append(self, record: EditRecord) -> int:
-        """Add a live record; what it replaces is no longer live. Return its slot."""
-        if record.replaces is not None:
-            self._leave(record.replaces, "replaced")
-        self.records.append(record)
-        self._enter(len(self.records) - 1)
-        return len(self.records) - 1
+    def extend(self, records: Sequence[EditRecord]) -> None:
+        """Add live records in new slots; what they replace is no longer live."""
+        for record in records:
+            if record.replaces is not None:
+                self._leave(record.replaces, "replaced")
+        for record in records:
+            self.records.append(record)
+            self._enter(len(self.records) - 1)
 
     def remove(self, slot: int) -> None:
         """Take a live record out; it stays for :meth:`undo`."""
@@ -167,9 +170,11 @@ class History:
         self.records[slot] = replace(self.records[slot], status="live")
         self._enter(slot)
 
-    def _replaced(self, edit: Edit, update: bool) -> int | None:
+    def _replaced(self, edit: Edit, update: bool, freed: Set[int | None]) -> int | None:
         by_prompt = self._by_prompt.get(same_prompt(edit.prompt))
         by_id = self._by_id.get(edit.id)
+        if by_prompt in freed and by_prompt != by_id:
+            by_prompt = None  # another of the new edits takes its place
         if by_id is None or by_id == by_prompt:
             return by_prompt
         if by_prompt is not None:

@@ -73,8 +73,7 @@ def write_bank(path: Path, kind: str) -> None:
         name: torch.ones(EDITS, *shape, dtype=torch.bfloat16)
         for name, shape in bank.table.shapes.items()
     }
-    for edit in edits:
-        bank.history.append(_record(edit))
+    bank.history.extend([_record(edit) for edit in edits])
     bank.table.append(experts)
     save_bank(bank, path)
 

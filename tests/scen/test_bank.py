@@ -178,6 +178,27 @@ class TestVersions:
         with pytest.raises(SuiteError, match="'a' has the prompt of 'b'"):
             made.insert([edit("a", "What is b?")], experts(1), update=True)
 
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_an_update_leaves_its_old_prompt_to_another_new_edit(self, order: int) -> None:
+        made = bank()
+        made.insert([edit("a")], experts(1))
+        new = [edit("a", "Who is a?"), edit("c", "What is a?")][::order]
+        assert made.insert(new, experts(2, 5.0), update=True) == [1, 2]
+        slots = [made.history.slot(name) for name in ("a", "c")]
+        assert fired(made, "Who is a?", "What is a?") == slots
+        assert [made.history.records[slot].version for slot in slots] == [2, 1]
+        with pytest.raises(SuiteError, match="'a': its prompt belongs to 'c' now"):
+            made.rollback("a")
+        made.remove(["c"])
+        assert made.rollback("a").prompt == "What is a?"
+
+    def test_an_update_may_exchange_two_prompts(self) -> None:
+        made = bank()
+        made.insert([edit("a"), edit("b")], experts(2))
+        made.insert([edit("a", "What is b?"), edit("b", "What is a?")], experts(2), update=True)
+        assert fired(made, "What is a?", "What is b?") == [3, 2]
+        assert [record.replaces for record in made.history.records[2:]] == [0, 1]
+
     def test_removing_and_bringing_back(self) -> None:
         made = bank()
         made.insert([edit("a"), edit("b")], experts(2))
