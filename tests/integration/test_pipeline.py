@@ -31,8 +31,7 @@ EDITS = [
     f"--model.init_args.prompt_template={TEMPLATE}",
     "--model.init_args.layer=1",
     "--model.init_args.gate=closed",
-    "--model.init_args.training="
-    "{lr: 0.03, lr_a: 0.03, initial: random, decay: false, steps: 40}",
+    "--model.init_args.training={lr: 0.03, lr_a: 0.03, initial: random, decay: false, steps: 40}",
     "--model.init_args.max_new_tokens=6",
     "--model.init_args.checkpoints=[2,4]",
     "--data.init_args.source=edits.jsonl",
