@@ -18,7 +18,7 @@ import pytest
 from lightning_suite.files import atomic_write
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_harness.py"
-PARTS = 6
+PARTS, KILLS = 6, 24
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,10 @@ def harness() -> Any:
 
 
 def in_place(path: Path, text: str) -> None:
-    path.write_text(text[: len(text) // 2])
-    with path.open("a") as file:
-        file.write(text[len(text) // 2 :])
+    path.write_text("")
+    for letter in text:
+        with path.open("a") as file:
+            file.write(letter)
 
 
 def atomically(path: Path, text: str) -> None:
@@ -75,12 +76,12 @@ def disturbed(harness: Any, folder: Path, run: Callable[[Any], int]) -> Any:
         "the same again",
         program=run,
     )
-    return harness.disturb(case, 12, folder.resolve(), random.Random(0))
+    return harness.disturb(case, KILLS, folder.resolve(), random.Random(0))
 
 
 def test_a_safe_command_loses_nothing(harness: Any, tmp_path: Path) -> None:
     outcome = disturbed(harness, tmp_path, program(atomically))
-    assert outcome.kills >= 12
+    assert outcome.kills >= KILLS
     assert len(outcome.moments) == outcome.kills
     assert outcome.finished >= 1
     assert outcome.faults == []
