@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -25,6 +25,7 @@ from lightning_suite.datamodules.cold_start_texts import (
     encode_texts,
     read_descriptions,
     read_kc_descriptions,
+    tokens_digest,
 )
 from lightning_suite.datamodules.loading import ResumableLoader, no_loaders, sampler_loader
 from lightning_suite.errors import SuiteError, check_choice
@@ -32,6 +33,7 @@ from lightning_suite.language.loading import load_tokenizer
 from lightning_suite.language.prompts import ByteTokenizer
 
 SYSTEM = "Judge how hard the following exercise is for one particular student."
+_SAME = ("kind", "held_out")  # of the manifests of the same students
 TEXTS = ("raw", "kc_names", "diffused", "both")
 
 
@@ -175,6 +177,8 @@ class ColdStartDataModule(LightningDataModule):
         self.texts = compose_texts(self.data, h["text"], h["system"], described)
         ids = [exercise.id for exercise in self.data.exercises]
         self._tokens = encode_texts(tokenizer, ids, self.texts, h["max_length"])
+        trained = self.data.exercise[self.split.parts["train"]].unique().tolist()
+        self.manifest["tokens"] = tokens_digest({ids[e]: self._tokens[e] for e in trained})
         self.kc_texts = compose_kc_texts(self.data, h["text"], described_kcs)
         if self.kc_texts:
             encoded = encode_texts(tokenizer, self.kc_ids, self.kc_texts, h["max_length"])
@@ -243,15 +247,28 @@ class ColdStartDataModule(LightningDataModule):
         return {"manifest": self.manifest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse a checkpoint that was trained on another split: its training would leak."""
+        """Refuse a checkpoint that was trained on another split: its training would leak.
+
+        One whose training exercises were read with other texts is warned of.
+        """
         theirs, ours = state_dict["manifest"]["sha256"], self.manifest["sha256"]
-        different = [n for n in ("train", "val", "test") if theirs.get(n) != ours.get(n)]
+        # how many answers students are attached from is no matter of training
+        alike = {name: state_dict["manifest"][name] == self.manifest[name] for name in _SAME}
+        students = self.manifest["kind"] == "student" and all(alike.values())
+        parts = ("train",) if students else ("train", "val", "test")
+        different = [n for n in parts if theirs.get(n) != ours.get(n)]
         if different:
             raise SuiteError(
-                f"the checkpoint was made with another split: {' and '.join(different)} have other "
+                f"the model was made with another split: {' and '.join(different)} have other "
                 f"answers (there: fold {state_dict['manifest']['fold']} of "
                 f"{state_dict['manifest']['folds']}, {state_dict['manifest']['kind']}). "
                 "Answers that it was trained on could be in this test."
+            )
+        if state_dict["manifest"].get("tokens") not in (None, self.manifest["tokens"]):
+            rank_zero_warn(
+                "ColdStartDataModule: the model was trained with other texts of the same "
+                "exercises: it reads what it has not learnt to read unless text, descriptions, "
+                "system, tokenizer and exercises.csv are those of the training."
             )
 
     def _load_tokenizer(self) -> Any:

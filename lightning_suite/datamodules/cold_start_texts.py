@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -169,3 +170,12 @@ def encode_texts(
         if not len(tokens):
             raise SuiteError(f"exercise or KC {name!r}: its text has no tokens.")
     return encoded
+
+
+def tokens_digest(tokens: Mapping[str, Tensor]) -> str:
+    """Return what identifies the tokens of exercises, by their ids, in any order."""
+    digest = hashlib.sha256()
+    for name in sorted(tokens):
+        line = f"{name}\0{' '.join(map(str, tokens[name].tolist()))}\n"
+        digest.update(line.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

@@ -129,6 +129,7 @@ class LMCDModule(LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.student_ids: list[str] = []
         self.kc_ids: list[str] = []
+        self.trained_on: list[dict[str, Any]] = []  # manifests of splits
         self.val_metrics, self.test_metrics = DiagnosisMetrics(), DiagnosisMetrics()
         # It moves into the model when that is made.
         self._backbone: Any = load_backbone(
@@ -161,9 +162,14 @@ class LMCDModule(LightningModule):
             return
         held = {"student_ids": self.student_ids, "kc_ids": self.kc_ids}
         check_tables(held, known, list(data.kc_ids))
+        for manifest in self.trained_on if stage != "fit" else ():
+            data.load_state_dict({"manifest": manifest})  # refuses one of another split
 
     def on_fit_start(self) -> None:
         """Take the units of the states, and start the difficulty, from the training exercises."""
+        manifest = getattr(self.trainer.datamodule, "manifest", None)  # type: ignore[attr-defined]
+        if manifest is not None and manifest not in self.trained_on:
+            self.trained_on.append(manifest)
         self.val_metrics.reset()  # `validate` leaves inference tensors in it
         if self.model.units.ne(1).any():
             return
@@ -252,6 +258,7 @@ class LMCDModule(LightningModule):
             "version": _VERSION,
             "student_ids": self.student_ids,
             "kc_ids": self.kc_ids,
+            "trained_on": self.trained_on,
         }
         if self.hparams["backbone"] != "full" and self.hparams["pretrained"] is not None:
             backbone = self.model.fusion.backbone
@@ -272,6 +279,7 @@ class LMCDModule(LightningModule):
         if self.hparams["pretrained"] is not None:
             kept_weights = kept.get("backbone")
             check_same_weights(kept_weights, self.model.fusion.backbone, self.hparams["pretrained"])
+        self.trained_on = list(kept.get("trained_on", ()))
         for name, value in self.state_dict().items():
             if name.startswith("model.fusion.backbone."):
                 state.setdefault(name, value)

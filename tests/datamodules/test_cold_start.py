@@ -201,6 +201,13 @@ def test_a_checkpoint_of_another_split_is_refused(tmp_path: Path) -> None:
         other.load_state_dict(state)
 
 
+def test_students_may_be_attached_from_more_answers_than_in_the_training(tmp_path: Path) -> None:
+    state = module(tmp_path, split="student", support=2).state_dict()
+    module(tmp_path, split="student", support=4).load_state_dict(state)
+    with pytest.raises(SuiteError, match="made with another split"):
+        module(tmp_path, split="student", support=2, fold=1).load_state_dict(state)
+
+
 def test_the_oracle_is_trained_on_only_if_asked(tmp_path: Path) -> None:
     without = module(tmp_path, oracle_fraction=0.5)
     with_oracle = module(tmp_path, oracle_fraction=0.5, train_on_oracle=True)

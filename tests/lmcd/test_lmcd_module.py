@@ -215,6 +215,19 @@ def test_attached_students_are_kept_by_checkpoints(tmp_path: Path) -> None:
         loaded.add_students(["new"], vectors[:1])
 
 
+def test_a_module_is_not_tested_on_a_split_that_it_was_not_trained_on(tmp_path: Path) -> None:
+    """Nor one that was loaded without the data module's own state."""
+    fitted = module()
+    fit = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    fit.fit(fitted, data(tmp_path))
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    for trained in (fitted, LMCDModule.load_from_checkpoint(tmp_path / "a.ckpt")):
+        with pytest.raises(SuiteError, match="made with another split: .*test have"):
+            trainer(tmp_path).test(trained, data(tmp_path, fold=1), verbose=False)
+        with pytest.warns(UserWarning, match="other texts of the same exercises"):
+            trainer(tmp_path).test(trained, data(tmp_path, text="kc_names"), verbose=False)
+
+
 def test_students_who_are_never_trained_nor_attached_are_warned_of(tmp_path: Path) -> None:
     source = data(tmp_path, split="student", support=3)
     with pytest.warns(UserWarning, match=r"no AttachNewStudentsCallback.* say nothing of them"):
