@@ -89,7 +89,7 @@ class KeptAnswers:
             said = [encode(question, served.target) for served, question in right]
             self._keep(right, [Answer(decode(tokens[n:]), True) for tokens, n in said])
         rest = [pair for pair in new if pair not in done]
-        rest.sort(key=lambda p: (p[0].everywhere and p[0].name, not p[0].name, len(p[1])))
+        rest.sort(key=lambda p: (p[0].name if p[0].everywhere else "", len(p[1])))
         for pairs in _batches(rest, experts):
             self._keep(pairs, self._generate(pairs, experts))
         return [self._known[served.name, question] for served, question in asked]
