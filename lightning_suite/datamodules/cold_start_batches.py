@@ -99,25 +99,30 @@ class ExerciseBatches(DistributedSampler[Any]):
         self.shuffled = seed is not None
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = self.batches()
-        return (batches[i] for i in super().__iter__())
+        order, chunks = self._cut()
+        for batch in super().__iter__():
+            first = batch * self.exercises
+            parts = chunks[first : first + self.exercises].tolist()
+            yield torch.cat([order[start:end] for start, end in parts]).tolist()
 
-    def batches(self) -> list[list[int]]:
-        """Return the batches of this epoch, of all ranks: indices of answers each."""
+    def _cut(self) -> tuple[Tensor, Tensor]:
+        """Return this epoch's order of answers [N], and start and end in it of each chunk [C, 2].
+
+        The batches are made of it one by one: lists of all pairs of a large school would not fit.
+        """
         order = torch.arange(len(self.exercise))
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
         if self.shuffled:
             order = order[torch.randperm(len(order), generator=generator)]
         order = order[self.exercise[order].argsort(stable=True)]
         counts = self.exercise[order].unique_consecutive(return_counts=True)[1]
-        chunks = [
-            chunk
-            for answers in order.split(counts.tolist())
-            for chunk in answers.tensor_split(-(-len(answers) // self.students))
-        ]
+        # the sizes of an exercise's chunks differ by one at most, the larger ones first
+        number = -(-counts // self.students)
+        place = torch.arange(self.chunks) - (number.cumsum(0) - number).repeat_interleave(number)
+        size, larger = counts // number, counts % number
+        sizes = size.repeat_interleave(number) + (place < larger.repeat_interleave(number))
+        ends = sizes.cumsum(0)
+        chunks = torch.stack([ends - sizes, ends], dim=1)
         if self.shuffled:
-            chunks = [chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()]
-        return [
-            torch.cat(chunks[i : i + self.exercises]).tolist()
-            for i in range(0, len(chunks), self.exercises)
-        ]
+            chunks = chunks[torch.randperm(len(chunks), generator=generator)]
+        return order, chunks
