@@ -128,11 +128,13 @@ def start_vector(backbone: Any, token: str, pretrained: str | None) -> Tensor:
     Raises:
         SuiteError: ``token`` is nothing to the tokenizer.
     """
-    table: Tensor = backbone.get_input_embeddings().weight
+    table = backbone.get_input_embeddings()
     if pretrained is None:
-        ids = [byte % len(table) for byte in token.encode()]
+        ids = [byte % len(table.weight) for byte in token.encode()]
     else:
         ids = load_tokenizer(pretrained)(token, add_special_tokens=False)["input_ids"]
     if not ids:
         raise SuiteError(f"student_token {token!r} has no tokens.")
-    return table[ids].detach().float().mean(0)
+    # through the layer and not from its weights, which it may scale (Gemma 3)
+    vectors: Tensor = table(torch.tensor(ids, device=table.weight.device))
+    return vectors.detach().float().mean(0)

@@ -28,7 +28,7 @@ from lightning_suite.lmcd.layout import (
     split_wide,
     spread,
 )
-from lightning_suite.lmcd.packing_check import refuse_mask, refuse_window
+from lightning_suite.lmcd.packing_check import check_positions, refuse_mask, refuse_window
 from lightning_suite.lmcd.prefix_cache import PrefixCache, ReadPrefix, join_cache, split_cache
 
 MODES = ("auto", "row", "packed", "cached")
@@ -71,7 +71,8 @@ class StudentFusion(nn.Module):
         cache_gib: Most memory for cached prefixes; what does not fit is computed again each time.
 
     Raises:
-        SuiteError: ``mode`` is ``cached`` and the backbone is trained, or ``start`` does not fit.
+        SuiteError: ``mode`` is ``cached`` and the backbone is trained, or ``start`` does not fit;
+            when a text is read, that it has more tokens than the backbone has positions.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class StudentFusion(nn.Module):
 
     def fuse(self, prefixes: Prefixes, rows: Tensor, vectors: Tensor) -> Fused:
         """Read N pairs of an exercise and any vector [N, H], such as that of a new student."""
+        check_positions(self.backbone.config, prefixes.input_ids.shape[1])
         if self.mode != "row":
             self._check_packing(prefixes)
         exercise, relative = getattr(self, f"_{self.mode}")(prefixes, rows, vectors)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_suite.errors import SuiteError
 from lightning_suite.lmcd.layout import Prefixes
 
 Read = Callable[[Prefixes, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -30,6 +31,25 @@ def refuse_window(config: Any, longest: int) -> str | None:
     if not getattr(config, "use_sliding_window", True) or window is None or longest < window:
         return None
     return f"its sliding window of {window} tokens is shorter than a prefix"
+
+
+def check_positions(config: Any, longest: int) -> None:
+    """Refuse a prefix that leaves no position for the student behind it.
+
+    Args:
+        config: Of the backbone.
+        longest: Tokens of the longest prefix.
+
+    Raises:
+        SuiteError: With both lengths.
+    """
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and longest >= most:
+        raise SuiteError(
+            f"a text has {longest:,} tokens, and the backbone reads {most:,} at most, the student "
+            f"among them. Set the data's max_length to {most - 1:,}, which names the exercise, and "
+            "shorten its text; or take a backbone that reads more."
+        )
 
 
 @torch.no_grad()

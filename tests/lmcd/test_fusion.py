@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from backbones import BACKBONES, WIDTH, backbone, batch, fusion
+from backbones import BACKBONES, VOCABULARY, WIDTH, backbone, batch, fusion
 from torch import Tensor
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.language.loading import add_lora, causal_lm_from_config
 from lightning_suite.lmcd import fusion as fusion_module
+from lightning_suite.lmcd.backbone import start_vector
 from lightning_suite.lmcd.fusion import Fused, Mode, StudentFusion
 from lightning_suite.lmcd.layout import Prefixes
 
@@ -339,6 +340,26 @@ def test_a_frozen_backbone_has_no_dropout_and_a_trained_one_has() -> None:
     assert torch.equal(frozen(*batch()).relative, frozen(*batch()).relative)
     trained = fusion(backbone("gpt2", frozen=False, **config), "packed").train()
     assert error(trained(*batch()).relative, trained(*batch()).relative) > 0.01
+
+
+def test_the_start_is_what_the_backbone_makes_of_the_token() -> None:
+    """Gemma 3 scales embeddings in the layer: the weights alone are no token's vector."""
+    gemma = {"model_type": "gemma3_text", "head_dim": 8, "sliding_window": 32}
+    model = backbone("llama", **gemma)
+    start = start_vector(model, "s", None)
+    token = model.get_input_embeddings()(torch.tensor([ord("s") % VOCABULARY]))[0]
+    torch.testing.assert_close(start, token)
+    assert start.norm() > 4 * model.get_input_embeddings().weight.norm(dim=1).mean()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_text_without_a_position_behind_it_is_refused(kind: str) -> None:
+    made = fusion(backbone(kind), "cached")
+    one = torch.zeros(1, dtype=torch.int64)
+    most = Prefixes(torch.ones(1, 63, dtype=torch.int64), one + 63)
+    assert made(most, one, one).relative.isfinite().all()
+    with pytest.raises(SuiteError, match=r"64 tokens.* reads 64 at most.* max_length to 63"):
+        made(Prefixes(torch.ones(1, 64, dtype=torch.int64), one + 64), one, one)
 
 
 def test_what_cannot_be_is_refused() -> None:
