@@ -104,11 +104,16 @@ def matching_records(bank: ExpertBank, state: Mapping[str, Any]) -> list[EditRec
     """
     check_format(state["format"])
     here = described(bank)
-    for what, theirs, ours in (
-        ("base model", base_of(state), bank.base),
-        ("settings", state["settings"], here["settings"]),
-        ("gate", state["gate"], here["gate"]),
-    ):
-        if theirs != ours:
-            raise SuiteError(f"the stored bank has another {what}: {theirs}, here {ours}.")
+    base = base_of(state)
+    if base != bank.base:
+        raise SuiteError(
+            f"the stored bank is for other weights of {base.name}, {base.layer} (sha256 "
+            f"{base.sha256[:12]}), than this one for {bank.base.name}, {bank.base.layer} "
+            f"({bank.base.sha256[:12]}). Start from the model that the stored one was made on."
+        )
+    for what in ("settings", "gate"):
+        if state[what] != here[what]:
+            raise SuiteError(
+                f"the stored bank has another {what}: {state[what]}, here {here[what]}."
+            )
     return [from_plain(value) for value in state["edits"]]
