@@ -66,13 +66,14 @@ def read_descriptions(file: str | Path, data: ResponseData, split: Split) -> dic
 
     Args:
         file: JSON lines with ``kind`` (``exercise`` or ``kc``), ``id``, ``text`` and ``examples``,
-            the ids of the exercises that the prompt showed.
+            the ids of the exercises that the prompt showed; maybe ``of``, what was described.
         data: Whose exercises they describe.
         split: Whose test exercises no prompt may have shown.
 
     Raises:
-        SuiteError: An exercise has no description, or a prompt showed an exercise of the test or
-            of the validation: what was written about others would know its text.
+        SuiteError: An exercise has no description, or that of another text, or a prompt showed an
+            exercise of the test or of the validation: what was written about others would know
+            its text.
     """
     described = _read(file, "exercise", data, split)
     missing = [e.id for e in data.exercises if not described.get(e.id)]
@@ -122,6 +123,9 @@ def _read(file: str | Path, kind: str, data: ResponseData, split: Split) -> dict
         for name in ("val", "test"):
             part = split.parts.get(name, torch.zeros(0, dtype=torch.int64))
             cold |= {data.exercises[e].id for e in data.exercise[part].unique().tolist()}
+    now = {e.id: e.text for e in data.exercises}
+    if kind == "kc":
+        now = {kc.id: kc.name for kc in data.kcs}
     described = {}
     for row in rows:
         leaked = cold & set(row.get("examples", ()))
@@ -132,16 +136,25 @@ def _read(file: str | Path, kind: str, data: ResponseData, split: Split) -> dict
                 "lightning-suite diffuse with this split."
             )
         if row["kind"] == kind:
+            text = now.get(row["id"])
+            if "of" in row and text is not None and row["of"] != text:
+                raise SuiteError(
+                    f"descriptions: {file} describes {kind} {row['id']!r} as it was: "
+                    f"{row['of']!r}. Its text is {text!r} now. Run lightning-suite diffuse on this "
+                    "data; only what has changed is written anew."
+                )
             described[row["id"]] = row["text"]
     return described
 
 
 def _check_description(row: Any, where: str) -> None:
     texts = ("kind", "id", "text")
+    of = row.get("of", "") if isinstance(row, dict) else None
     examples = row.get("examples", []) if isinstance(row, dict) else None
     if (
         not isinstance(row, dict)
         or not all(isinstance(row.get(key), str) for key in texts)
+        or not isinstance(of, str)
         or not isinstance(examples, list)
         or not all(isinstance(example, str) for example in examples)
     ):

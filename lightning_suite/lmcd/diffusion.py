@@ -232,7 +232,9 @@ def diffuse(
     train: Sequence[str],
     batch: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each request: ``kind``, ``id``, ``text``, ``examples``; new ones are cached.
+    """Yield a row for each request; new ones are cached.
+
+    A row has ``kind``, ``id``, ``of`` (what is described), ``text`` and ``examples``.
 
     Args:
         requests: From :func:`make_requests`.
@@ -274,6 +276,7 @@ def diffuse(
             yield {
                 "kind": request.kind,
                 "id": request.id,
+                "of": request.text,
                 "text": cache.get(key),
                 "examples": request.shown,
             }

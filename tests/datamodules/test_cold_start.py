@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cold_start_folders import EXERCISES, KCS, STUDENTS, write_plain, write_rows
+from cold_start_folders import EXERCISES, KCS, STUDENTS, texts, write_plain, write_rows
 
 from lightning_suite.datamodules.cold_start import ColdStartDataModule
 from lightning_suite.datamodules.cold_start_batches import ExerciseBatches
@@ -137,6 +137,22 @@ def test_skills_are_read_by_name_or_as_they_are_described(tmp_path: Path) -> Non
     lines = file.read_text().splitlines()
     file.write_text("\n".join(lines[:-1]))
     with pytest.raises(SuiteError, match=r"describes some KCs, and not 'unit'\. Run .* diffuse"):
+        module(tmp_path, **options)
+
+
+def test_a_description_of_another_text_is_refused(tmp_path: Path) -> None:
+    rows = [
+        {"kind": "exercise", "id": e, "of": t, "text": f"About {t}"} for e, t in texts().items()
+    ]
+    file = tmp_path / "descriptions.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    options: dict[str, Any] = {"text": "diffused", "descriptions": str(file)}
+    assert module(tmp_path, **options).texts[3] == "About Work out task 3.\nStudent:"
+    exercises = tmp_path / "exercises.csv"
+    exercises.write_text(exercises.read_text().replace("Work out task 3.", "Sing."))
+    with pytest.raises(
+        SuiteError, match=r"'e3' as it was: 'Work out task 3.'. Its text is 'Sing.'"
+    ):
         module(tmp_path, **options)
 
 
