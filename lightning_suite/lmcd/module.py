@@ -269,6 +269,13 @@ class LMCDModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the tables of the checkpoint, and fill in what of the backbone it leaves out."""
         require_callbacks(checkpoint, self._trainer)
+        reader = (checkpoint.get("hyper_parameters") or {}).get("reader", self.hparams["reader"])
+        if reader != self.hparams["reader"]:
+            raise SuiteError(
+                f"LMCDModule: the checkpoint was trained with reader: {reader}, and reader is "
+                f"{self.hparams['reader']}, which reads difficulty from other states. Set reader "
+                f"to {reader}."
+            )
         kept, state = checkpoint["lmcd"], checkpoint["state_dict"]
         if self.student_ids != kept["student_ids"] or self.kc_ids != kept["kc_ids"]:
             if self.student_ids and self._trainer is not None:

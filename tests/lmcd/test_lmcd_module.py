@@ -228,6 +228,14 @@ def test_a_module_is_not_tested_on_a_split_that_it_was_not_trained_on(tmp_path: 
             trainer(tmp_path).test(trained, data(tmp_path, text="kc_names"), verbose=False)
 
 
+def test_a_checkpoint_of_another_reader_is_refused(tmp_path: Path) -> None:
+    fit = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    fit.fit(module(reader="start"), data(tmp_path))
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(SuiteError, match="trained with reader: start, and reader is student"):
+        trainer(tmp_path).test(module(), data(tmp_path), tmp_path / "a.ckpt", False)
+
+
 def test_students_who_are_never_trained_nor_attached_are_warned_of(tmp_path: Path) -> None:
     source = data(tmp_path, split="student", support=3)
     with pytest.warns(UserWarning, match=r"no AttachNewStudentsCallback.* say nothing of them"):
