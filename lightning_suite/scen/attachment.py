@@ -4,7 +4,8 @@ A forward pass whose cache is empty, or not known here, is a *prefill*: each row
 at its last real token, and the decision is kept with the cache. Passes that continue a known cache
 follow it, be it one token or many; :meth:`Attachment.route_again` makes the next pass a prefill
 all the same, for a new question in an old conversation. Beams and repeated samples of a prompt are
-rows of the prefill already, and beams only ever move between rows of their own prompt.
+rows of the prefill already, and beams only ever move between rows of their own prompt. Several
+threads may run the model at a time.
 
 What cannot be seen from here: without a cache (``use_cache=False``) every step of ``generate`` is a
 prefill, so say where the prompts end (:meth:`Attachment.prompt_lengths`), as with an assistant
@@ -33,7 +34,13 @@ from lightning_suite.scen.expert_table import Weights, edited_rows
 from lightning_suite.scen.fingerprint import check_base
 from lightning_suite.scen.gates.base import MISS, PromptQuery, Routing
 from lightning_suite.scen.layer_choice import causal_lm, find_layer, layer_bias
-from lightning_suite.scen.passes import ForwardPass, HeldDecision, guessing
+from lightning_suite.scen.passes import (
+    ForwardPass,
+    HeldDecision,
+    PassesToLearnFrom,
+    Running,
+    guessing,
+)
 from lightning_suite.scen.prompts import PromptFormat
 from lightning_suite.scen.sequences import last_prompt_tokens, real_tokens
 from lightning_suite.scen.systems import Decision
@@ -60,8 +67,14 @@ def attach(
         The handle, which is also a context: at its end the bank is detached.
 
     Raises:
-        SuiteError: The bank is for another model, or a bank acts on that layer already.
+        SuiteError: The bank is for another model, a bank acts on that layer already, or the model
+            is compiled.
     """
+    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in model.modules()):
+        raise SuiteError(
+            "the model is compiled, and compiled code does not see what is attached later. Attach "
+            "the bank to the model before torch.compile."
+        )
     check_base(bank.base, model, allow_other_weights=allow_other_weights)
     return Attachment(bank, model, tokenizer)
 
@@ -113,10 +126,8 @@ class Attachment:
         self._stack = lm.get_submodule(decoder_layers(lm)[0].rpartition(".")[0])
         self._signature = inspect.signature(self._stack.forward)
         self._held: WeakKeyDictionary[Any, HeldDecision] = WeakKeyDictionary()
-        self._pass: ForwardPass | None = None
-        self._lengths: Tensor | None = None
-        self._paused = 0
-        self._again = False
+        self._run = Running()
+        self._learning = PassesToLearnFrom()
         self._hooks = [
             self._stack.register_forward_pre_hook(self._begin, with_kwargs=True),
             self.layer.register_forward_hook(self._act),
@@ -134,18 +145,19 @@ class Attachment:
         """Leave the model as it was; a second call does nothing."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._pass = [], None
+        self._hooks, self._run.now = [], None
         self._held.clear()
+        self._learning.clear()
         _ATTACHED.discard(self)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let no expert act in this model for a while."""
-        self._paused += 1
+        """Let no expert act in this model for a while, as far as this thread runs it."""
+        self._run.paused += 1
         try:
             yield
         finally:
-            self._paused -= 1
+            self._run.paused -= 1
 
     @contextmanager
     def prompt_lengths(self, lengths: Sequence[int] | Tensor) -> Iterator[None]:
@@ -157,11 +169,11 @@ class Attachment:
         Args:
             lengths: Number of prompt tokens of each row, padding not counted.
         """
-        before, self._lengths = self._lengths, torch.as_tensor(lengths)
+        before, self._run.lengths = self._run.lengths, torch.as_tensor(lengths)
         try:
             yield
         finally:
-            self._lengths = before
+            self._run.lengths = before
 
     def route_again(self) -> None:
         """Make the next forward pass a prefill, whatever its cache holds.
@@ -169,7 +181,7 @@ class Attachment:
         For a conversation that goes on: its new turn is routed anew. A gate that reads text sees
         that of the new tokens.
         """
-        self._again = True
+        self._run.again = True
 
     def explain(self, questions: Sequence[str]) -> list[Decision]:
         """Say which edit each question would be answered with, and how close a call it is."""
@@ -203,13 +215,15 @@ class Attachment:
 
     @property
     def _on(self) -> bool:
-        return not self._paused and self.bank.enabled
+        return not self._run.paused and self.bank.enabled
 
     def _begin(self, _stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._on:
-            return
-        self._pass = None
-        if not len(self.bank):
+        run = self._run
+        if not self._on and not torch.is_grad_enabled():
+            return  # perhaps a gate's own reading, within a pass
+        run.now, run.learning = None, False
+        if not self._on or not len(self.bank):
+            run.learning = torch.is_grad_enabled()
             return
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
@@ -219,7 +233,7 @@ class Attachment:
             return  # the model itself will say so
         rows, length = shown.shape[:2]
         cache, mask = given.get("past_key_values"), given.get("attention_mask")
-        again, self._again = self._again, False
+        again, run.again = run.again, False
         known = self._held.get(cache) if cache is not None and int(cache.get_seq_length()) else None
         if known is not None and not again:
             if known.rows != rows:
@@ -227,16 +241,16 @@ class Attachment:
                     f"the cache was filled with {known.rows} sequences and is continued with "
                     f"{rows}; experts are chosen for each sequence when it is filled."
                 )
-            self._pass = ForwardPass(known, length)
+            run.now, run.learning = ForwardPass(known, length), torch.is_grad_enabled()
             return
-        if self._lengths is None and guessing():
+        if run.lengths is None and guessing():
             raise SuiteError(
                 "generate with an assistant model or prompt lookup reads guessed tokens behind the "
                 "prompt, and prompts are routed at their end. Say where it is: with "
                 "attached.prompt_lengths([number of prompt tokens]): model.generate(…)."
             )
         real = real_tokens(mask, rows, length, shown.device)
-        last = last_prompt_tokens(real, self._lengths)
+        last = last_prompt_tokens(real, run.lengths)
         decision = HeldDecision(rows)
         first = last if self.bank.positions == "last" else None
         now = ForwardPass(decision, length, last, first)
@@ -249,21 +263,41 @@ class Attachment:
             self._decide(decision, PromptQuery(texts=self._texts(ids, real, last)))
         if cache is not None:
             self._held[cache] = decision
-        self._pass = now
+        run.now, run.learning = now, torch.is_grad_enabled()
 
     def _end(self, _stack: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        if self._pass is None or not self._on:
+        run = self._run
+        if not self._on and not torch.is_grad_enabled():
+            return
+        now, run.now, learning, run.learning = run.now, None, run.learning, False
+        if now is None:
             return
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
-            self._held[cache] = self._pass.decision
-        if not torch.is_grad_enabled():
-            self._pass = None  # else activation checkpointing may run the layer once more
+            self._held[cache] = now.decision
+        elif learning:
+            now.decision.weights = {}  # many may wait for their backward pass
 
     def _act(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        now = self._pass
-        if now is None or not self._on:
+        run = self._run
+        if run.learning and (self._on or run.now is None):
+            self._learning.note(args[0], run.now)
+        if run.now is not None:
+            return self._edited(run.now, layer, args, output) if self._on else None
+        if run.learning or not torch.is_grad_enabled():
             return None
+        # No pass through the model: activation checkpointing computes the layer once more.
+        now = self._learning.find(args[0])
+        if now is None:
+            return None
+        try:
+            return self._edited(now, layer, args, output)
+        finally:
+            now.decision.weights = {}
+
+    def _edited(
+        self, now: ForwardPass, layer: nn.Module, args: tuple[Any, ...], output: Tensor
+    ) -> Tensor | None:
         decision = now.decision
         x = args[0].view(decision.rows, now.length, -1)  # OPT joins rows and positions
         if not decision.decided:

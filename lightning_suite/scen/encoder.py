@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -101,8 +102,11 @@ class PromptEncoder:
 
     def _layer_input(self, batch: dict[str, Any]) -> Tensor:
         seen: list[Tensor] = []
+        own = threading.get_ident()
 
         def stop(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            if threading.get_ident() != own:
+                return  # another thread runs the model to its end
             seen.append(arguments[0])
             raise _Reached
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -12,6 +13,7 @@ from torch import Tensor
 from lightning_suite.errors import SuiteError
 
 ExpertKind = Literal["low_rank", "full"]
+_LOCK = threading.Lock()  # one for all tables: a lock cannot be copied with its table
 Weights = dict[str, Tensor]
 
 
@@ -132,6 +134,10 @@ class ExpertTable:
         """Return the experts in ``slots``, one a row, for computing on ``device`` in ``dtype``."""
         if device.type == "cpu":
             return {name: rows.to(dtype) for name, rows in self._select(slots).items()}
+        with _LOCK:
+            return self._recently(slots, device, dtype)
+
+    def _recently(self, slots: Sequence[int], device: torch.device, dtype: torch.dtype) -> Weights:
         missing = [
             slot for slot in dict.fromkeys(slots) if (slot, device, dtype) not in self._recent
         ]

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections import deque
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_suite.scen.expert_table import Weights
+
+_REMEMBERED = 64  # passes with gradients that may wait for their backward pass at a time
+_SAME = 1e-3  # of the largest mark: rounding of a computation that is done twice
 
 
 @dataclass
@@ -45,6 +52,68 @@ class ForwardPass:
     length: int
     last: Tensor | None = None
     first: Tensor | None = None
+
+
+class Running(threading.local):
+    """What a thread is about in a model: several may run one at a time.
+
+    Attributes:
+        now: The pass through the model; None outside of one, and in one without experts.
+        learning: Whether the thread is in a pass that keeps gradients.
+        paused: How many contexts let no expert act.
+        again: Whether the next pass is a prefill whatever its cache holds.
+        lengths: Of the prompts in passes that also hold answers; None: all is prompt.
+    """
+
+    def __init__(self) -> None:
+        self.now: ForwardPass | None = None
+        self.learning = False
+        self.paused = 0
+        self.again = False
+        self.lengths: Tensor | None = None
+
+    def __reduce__(self) -> Any:
+        return Running, ()  # so that a model can be copied with what is attached to it
+
+
+class PassesToLearnFrom:
+    """Finds the pass for which a layer computes its activations again, in the backward pass.
+
+    Several may wait (a loss of two batches), and nothing that the layer is given names one; but its
+    input is that of the pass, so a mark of each is kept.
+    """
+
+    def __init__(self) -> None:
+        self._known: deque[tuple[Tensor, ForwardPass | None]] = deque(maxlen=_REMEMBERED)
+
+    def note(self, x: Tensor, now: ForwardPass | None) -> None:
+        """Remember the layer's input in a pass; None: no expert acted in it."""
+        self._known.append((_mark(x), now))
+
+    def find(self, x: Tensor) -> ForwardPass | None:
+        """Return the pass with this input; of several the last, and the next time another."""
+        mark = _mark(x)
+        # A pass without experts may not come this far again: its last tensors were there before.
+        near = [
+            (float((mark - other).abs().max()), now is None, -place)
+            for place, (other, now) in enumerate(self._known)
+            if other.shape == mark.shape and other.device == mark.device
+        ]
+        if not near or min(near)[0] > _SAME * float(mark.abs().max()):
+            return None
+        place = -min(near)[2]
+        found = self._known[place]
+        del self._known[place]
+        self._known.appendleft(found)
+        return found[1]
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._known.clear()
+
+
+def _mark(x: Tensor) -> Tensor:
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32)).mean(-1)
 
 
 def guessing() -> bool:

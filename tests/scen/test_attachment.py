@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -507,7 +509,7 @@ class TestWrappedModels:
                 checkpoint_activations(wrapped)
             wrapped.train()
             inputs = batch(model, MIXED)
-            with attach(bank_for(model), wrapped, tokenizer()):
+            with attach(bank_for(model, positions="all"), wrapped, tokenizer()):
                 loss = wrapped(**inputs, labels=inputs["input_ids"]).loss
                 loss.backward()
             found = [p.grad.flatten() for p in wrapped.parameters() if p.grad is not None]
@@ -520,6 +522,54 @@ class TestWrappedModels:
         assert torch.equal(loss, again)
         torch.testing.assert_close(plain, checkpointed, rtol=0, atol=1e-12)
         assert plain.abs().sum() > 0
+
+    @pytest.mark.parametrize(
+        "then", ["another batch", "a shuffled batch", "evaluation", "unedited"]
+    )
+    def test_activations_are_computed_again_for_the_pass_they_belong_to(self, then: str) -> None:
+        shuffled = [MIXED[i] for i in (1, 0, 4, 3, 2, 5)]
+
+        def gradient(checkpointed: bool) -> Tensor:
+            torch.manual_seed(1)
+            model = glass_model(torch.float64)
+            wrapped = add_lora(model, {"r": 2, "init_lora_weights": False})
+            if checkpointed:
+                checkpoint_activations(wrapped)
+            wrapped.train()
+            first = batch(model, MIXED)
+            second = batch(model, shuffled if then == "a shuffled batch" else OTHERS * 3)
+            with attach(bank_for(model, positions="all"), wrapped, tokenizer()) as attached:
+                loss = wrapped(**first, labels=first["input_ids"]).loss
+                if then == "evaluation":
+                    with torch.no_grad():
+                        wrapped(**second)
+                elif then == "unedited":
+                    with attached.paused():
+                        loss = loss - wrapped(**first, labels=first["input_ids"]).loss
+                else:
+                    loss = loss - wrapped(**second, labels=second["input_ids"]).loss
+                loss.backward()
+            return torch.cat([p.grad.flatten() for p in wrapped.parameters() if p.grad is not None])
+
+        plain, checkpointed = gradient(False), gradient(True)
+        assert plain.abs().sum() > 0
+        torch.testing.assert_close(plain, checkpointed, rtol=0, atol=1e-12)
+
+    def test_threads_keep_their_own_experts(self, model: Any) -> None:
+        with attach(bank_for(model, "prompt"), model, tokenizer()):
+            right = [generated(model, [question]) for question in MIXED[:4]]
+            with ThreadPoolExecutor(4) as pool:
+                found = pool.map(lambda question: generated(model, [question]), MIXED[:4] * 3)
+                assert all(map(torch.equal, found, right * 3))
+
+    def test_a_copy_of_an_attached_model_can_be_made(self, model: Any) -> None:
+        with attach(bank_for(model, "prompt"), model, tokenizer()):
+            copied = copy.deepcopy(model)
+            assert torch.equal(generated(copied, MIXED), generated(model, MIXED))
+
+    def test_a_compiled_model_is_refused(self, model: Any) -> None:
+        with pytest.raises(SuiteError, match="Attach the bank to the model before torch.compile"):
+            attach(bank_for(model), torch.compile(model, backend="eager"), tokenizer())
 
     def test_a_module_that_holds_the_model(self, model: Any) -> None:
         class Holder(nn.Module):
