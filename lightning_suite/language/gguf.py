@@ -95,11 +95,11 @@ def converted(gguf: Path, cache: Path | None = None) -> Path:
     folder = (cache or cache_folder() / "models") / f"{gguf.stem}-{key[:16]}"
     if _is_whole(folder, key):
         return folder
-    check_gguf(gguf)
+    end = check_gguf(gguf).get("tokenizer.ggml.eos_token_id")
     rank_zero_info(f"unpacking {gguf.name} into {folder} (once; about half a minute)")
     try:
         with temporary_folder(folder) as work:
-            _convert(gguf, work)
+            _convert(gguf, work, end)
             sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
             write_json(work / RECORD, {"format": _FORMAT, "sha256": key, "sizes": sizes})
             work.chmod(0o755)  # mkdtemp makes 0700
@@ -124,7 +124,7 @@ def cache_folder() -> Path:
     return Path(base).expanduser() / "lightning-suite"
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _convert(gguf: Path, folder: Path, end: int | None) -> None:
     transformers = import_extra("transformers", "gguf")
     import_extra("gguf", "gguf")
     where: dict[str, Any] = {"local_files_only": True, "gguf_file": gguf.name}
@@ -138,6 +138,11 @@ def _convert(gguf: Path, folder: Path) -> None:
             str(gguf.parent), **where, **options, **{keyword: torch.float32}
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **where)
+        if end is not None and tokenizer.eos_token_id != end:
+            # transformers 4.48 gives the token that begins a text as the one that ends it
+            if end not in range(len(tokenizer)):
+                raise ValueError(f"its last token is {end}, and there are {len(tokenizer):,}")
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     except Exception as err:  # two libraries read the file, and a damaged one can raise anything
         raise SuiteError(f"{gguf}: cannot be read as a GGUF causal LM: {err}") from err
     model.save_pretrained(folder)

@@ -25,8 +25,11 @@ _LEAST_ITEM = 1  # bytes
 _SIZES = (".embedding_length", ".feed_forward_length", ".vocab_size")
 
 
-def check_gguf(path: Path) -> None:
+def check_gguf(path: Path) -> dict[str, Any]:
     """Refuse a file whose header does not fit its size.
+
+    Returns:
+        The header's fields: numbers as they are, None for texts and lists.
 
     Raises:
         SuiteError: It cannot be read, is no GGUF of version 2 or 3, is cut off, or claims sizes
@@ -34,7 +37,7 @@ def check_gguf(path: Path) -> None:
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            _Header(data).read()
+            return _Header(data).read()
     except OSError as err:
         raise SuiteError(f"{path}: cannot be read ({err.strerror}).") from err
     except (struct.error, ValueError) as err:  # of UTF-8 too, and of an empty file
@@ -45,7 +48,7 @@ class _Header:
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at = data, 0
 
-    def read(self) -> None:
+    def read(self) -> dict[str, Any]:
         if self.data[:4] != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         self.at = 4
@@ -65,6 +68,7 @@ class _Header:
         for _ in range(tensors):
             dimensions.update(self.tensor())
         _check_sizes(values, tensors, dimensions)
+        return values
 
     def number(self, kind: str) -> Any:
         (value,) = struct.unpack_from(f"<{kind}", self.data, self.at)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from lightning_suite.language.gguf import cache_folder, converted, local_model, 
 from lightning_suite.language.loading import causal_lm_from_pretrained, load_tokenizer
 
 pytest.importorskip("gguf")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture
@@ -70,6 +72,30 @@ def test_the_tokenizer_and_its_chat_template_come_along(tmp_path: Path, cache: P
     assert tokens[-1] == 2
     assert tokenizer.convert_tokens_to_ids("ab") in tokens
     assert tokenizer.decode(tokens) == text
+
+
+def test_the_end_token_is_the_one_of_the_file_even_where_transformers_takes_another(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "m.gguf")
+    read = transformers.AutoTokenizer.from_pretrained
+
+    def as_transformers_4_48(*args: Any, **options: Any) -> Any:
+        tokenizer = read(*args, **options)
+        if "gguf_file" in options:
+            tokenizer.eos_token = tokenizer.bos_token
+        return tokenizer
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", as_transformers_4_48)
+    assert load_tokenizer(str(tmp_path / "m.gguf")).eos_token == "<|im_end|>"
+
+    content = bytearray((tmp_path / "m.gguf").read_bytes())
+    name = b"tokenizer.ggml.eos_token_id"
+    at = content.index(name) + len(name) + 4
+    content[at : at + 4] = struct.pack("<I", 9999)
+    (tmp_path / "beyond.gguf").write_bytes(content)
+    with pytest.raises(SuiteError, match=r"beyond.gguf: cannot be read as a GGUF causal LM"):
+        load_tokenizer(str(tmp_path / "beyond.gguf"))
 
 
 def test_it_is_unpacked_once_and_again_when_the_copy_is_damaged(

@@ -23,8 +23,9 @@ def write_gguf(path: Path, *, nan: bool = False) -> dict[str, np.ndarray]:
     """Write the file; return its tensors by their GGUF name, as a reader should see them."""
     gguf = pytest.importorskip("gguf")
     hidden, inner, heads, kv_heads, layers = 32, 64, 4, 2, 2
-    tokens = ["<|end|>", "<|im_start|>", "<|im_end|>", *byte_symbols(), "ab"]
-    merges = ["a b"]
+    tokens = ["<|end|>", "<|im_start|>", "<|im_end|>", *byte_symbols(), "ab", "cd"]
+    # two: transformers 4 takes a list of one element for the element itself
+    merges = ["a b", "c d"]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(64)
