@@ -131,6 +131,18 @@ def test_a_gate_lives_on_in_its_state(encoder: PromptEncoder, kind: type) -> Non
     same(ask(gate, encoder, questions), ask(again, encoder, questions))
 
 
+@pytest.mark.parametrize("kind", [ClosedGate, BCEGate, PublishedGate])
+def test_a_module_that_is_put_into_half_precision_does_not_round_a_gate(
+    encoder: PromptEncoder, kind: type
+) -> None:
+    gate = gate_with(encoder, EDITS, range(5), kind)
+    before = {name: table.clone() for name, table in gate.named_buffers()}
+    torch.nn.ModuleList([gate]).to(torch.bfloat16).half()
+    after = dict(gate.named_buffers())
+    assert all(torch.equal(after[name], table) for name, table in before.items())
+    assert gate.double().keys.dtype == torch.float64
+
+
 def test_without_edits_nothing_fires(encoder: PromptEncoder) -> None:
     gate = gate_with(encoder, EDITS, range(5))
     gate.remove(range(5))
