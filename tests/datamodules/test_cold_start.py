@@ -147,12 +147,10 @@ def test_a_description_of_another_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "descriptions.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows))
     options: dict[str, Any] = {"text": "diffused", "descriptions": str(file)}
-    assert module(tmp_path, **options).texts[3] == "About Work out task 3.\nStudent:"
+    assert module(tmp_path, **options).texts[3].endswith("\nAbout Work out task 3.\nStudent:")
     exercises = tmp_path / "exercises.csv"
     exercises.write_text(exercises.read_text().replace("Work out task 3.", "Sing."))
-    with pytest.raises(
-        SuiteError, match=r"'e3' as it was: 'Work out task 3.'. Its text is 'Sing.'"
-    ):
+    with pytest.raises(SuiteError, match="'e3' as it was: 'Work.* Its text is 'Sing.' now"):
         module(tmp_path, **options)
 
 
