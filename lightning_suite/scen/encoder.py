@@ -72,11 +72,26 @@ class PromptEncoder:
         self.beginnings: tuple[str, ...] = ()
         self.kept = KeptBeginnings()
         self._goes_on: bool | None = None  # from keys and values of a beginning; None: not tried
+        kinds = {type(module).__name__.lower() for module in self.model.modules()}
+        self._ends = not any("rotary" in kind for kind in kinds)  # the table of positions
         self._packs: bool | None = None  # several sequences in a row; None: not tried
 
     def prompts(self, questions: Sequence[str]) -> list[str]:
         """Return the prompts, template included, of ``questions``."""
         return [self.format.prompt_text(question) for question in questions]
+
+    def fits(self, prompt: str) -> bool:
+        """Return whether the model can read a prompt, template included, to its end.
+
+        Rotary embeddings have no end; where positions are looked up in a table, it has.
+        """
+        if not self._ends:
+            return True
+        config = getattr(self.model.config, "text_config", None) or self.model.config
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is None or len(prompt.encode()) < limit:  # no token is less than a byte
+            return True
+        return len(self.format.encode_text(prompt)) <= int(limit)
 
     def layer_inputs(self, prompts: Sequence[str]) -> Tensor:
         """Return the input of the edited layer at each prompt's last token.
@@ -131,6 +146,12 @@ class PromptEncoder:
     def _encode(
         self, prompts: Sequence[str], read: _Read, beginnings: Sequence[str] = ()
     ) -> Tensor:
+        for prompt in prompts:
+            if not self.fits(prompt):
+                raise SuiteError(
+                    f"the model's context is too short to read {prompt[:60]!r}… to its end, as a "
+                    f"gate has to ({len(self.format.encode_text(prompt))} tokens). Shorten it."
+                )
         ids = [self.format.encode_text(prompt) for prompt in prompts]
         device = next(self.model.parameters()).device
         if not ids:

@@ -54,6 +54,12 @@ def read_questions(
     return torch.cat(states.chunk(len(read)), 1)
 
 
+def readable(encoder: PromptEncoder, question: str, probe: str, *, examples: bool) -> bool:
+    """Return whether the model's context holds all readings of a question."""
+    read = _readings(encoder, [question], probe, examples)
+    return all(encoder.fits(prompt) for (prompt,) in read)
+
+
 def wording_features(
     encoder: PromptEncoder,
     placeholder: str,

@@ -8,7 +8,9 @@ from typing import Any, Literal
 import pytest
 import torch
 from glass_lm import glass_model, glass_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from lightning_suite.errors import SuiteError
 from lightning_suite.scen import reference_data
 from lightning_suite.scen.attachment import attach
 from lightning_suite.scen.bank import ExpertBank
@@ -90,6 +92,22 @@ def test_an_edits_own_prompt_is_served_whatever_was_said_before(
         for turns in (asked, system + asked, earlier + asked, asked + earlier)
     ]
     assert gate.route(PromptQuery(texts=texts)).expert.tolist() == [0, 0, 0, MISS]
+
+
+def test_a_question_that_leaves_no_room_to_be_read_asks_for_no_edit() -> None:
+    words = glass_tokenizer()
+    form = PromptFormat(words, "Q: {prompt}\nA: {response}")
+    room = len(form.encode_text(EXAMPLES)) + 60  # positions are looked up in a table
+    config = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": room}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), **config)).eval()
+    gate = SubjectRelationGate(PromptEncoder(model, form))
+    gate.add(EDITS[:1], [0])
+    long = f"What is the {'very ' * 60}capital of France?"
+    assert ask(gate, EDITS[0].prompt, long).expert.tolist() == [0, MISS]
+    with pytest.raises(SuiteError, match="the model's context is too short to read"):
+        gate.add([Edit("long", long, "Lyon", "France")], [1])
+    gate.add([Edit("food", "What do people eat in France?", "rice", "France")], [2])
+    assert ask(gate, "What do people eat in France?", long).expert.tolist() == [2, MISS]
 
 
 def test_a_question_without_a_subject_costs_no_forward_pass(

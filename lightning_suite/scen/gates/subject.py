@@ -15,7 +15,7 @@ from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.gates.base import Gate, PromptQuery, Routing
 from lightning_suite.scen.gates.keyed import misses
 from lightning_suite.scen.known_metrics import known_metric
-from lightning_suite.scen.question_readings import PROBE, read_questions
+from lightning_suite.scen.question_readings import PROBE, read_questions, readable
 from lightning_suite.scen.relation_metric import RelationMetric
 from lightning_suite.scen.subjects import (
     SubjectIndex,
@@ -119,7 +119,13 @@ class SubjectRelationGate(Gate):
             )
             numbers = [self._wordings.setdefault(text, len(self._wordings)) for text in asked]
             self._hold(slot, _Key((subject, *aliases), tuple(numbers)))
-        self._read_new()
+        try:
+            self._read_new()
+        except BaseException:  # as if they had never been given
+            self.remove(slots)
+            read = list(self._wordings.items())[: len(self.features)]
+            self._wordings, self._texts = dict(read), []
+            raise
         if guessed:
             shown = "; ".join(guessed[:_NAMES_SHOWN])
             rank_zero_info(
@@ -139,6 +145,8 @@ class SubjectRelationGate(Gate):
     def route(self, query: PromptQuery) -> Routing:
         """Decide on each prompt: one forward pass of those that name a subject.
 
+        A question that fills the model's context so far that it cannot be read asks for no edit.
+
         Raises:
             ValueError: The query has no texts.
         """
@@ -151,6 +159,8 @@ class SubjectRelationGate(Gate):
             (row, slots, text)
             for row, prompt in enumerate(query.texts)
             for slots, text in self._candidates(prompt)
+            if text in self._wordings
+            or readable(self.encoder, text, self.probe, examples=self.examples)
         ]
         texts = list(dict.fromkeys(text for _, _, text in asked))
         states = self._states(texts) if texts else self.features
