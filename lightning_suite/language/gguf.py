@@ -95,11 +95,11 @@ def converted(gguf: Path, cache: Path | None = None) -> Path:
     folder = (cache or cache_folder() / "models") / f"{gguf.stem}-{key[:16]}"
     if _is_whole(folder, key):
         return folder
-    end = check_gguf(gguf).get("tokenizer.ggml.eos_token_id")
+    fields = check_gguf(gguf)
     rank_zero_info(f"unpacking {gguf.name} into {folder} (once; about half a minute)")
     try:
         with temporary_folder(folder) as work:
-            _convert(gguf, work, end)
+            _convert(gguf, work, fields)
             sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
             write_json(work / RECORD, {"format": _FORMAT, "sha256": key, "sizes": sizes})
             work.chmod(0o755)  # mkdtemp makes 0700
@@ -124,7 +124,7 @@ def cache_folder() -> Path:
     return Path(base).expanduser() / "lightning-suite"
 
 
-def _convert(gguf: Path, folder: Path, end: int | None) -> None:
+def _convert(gguf: Path, folder: Path, fields: dict[str, Any]) -> None:
     transformers = import_extra("transformers", "gguf")
     import_extra("gguf", "gguf")
     where: dict[str, Any] = {"local_files_only": True, "gguf_file": gguf.name}
@@ -138,11 +138,7 @@ def _convert(gguf: Path, folder: Path, end: int | None) -> None:
             str(gguf.parent), **where, **options, **{keyword: torch.float32}
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **where)
-        if end is not None and tokenizer.eos_token_id != end:
-            # transformers 4.48 gives the token that begins a text as the one that ends it
-            if end not in range(len(tokenizer)):
-                raise ValueError(f"its last token is {end}, and there are {len(tokenizer):,}")
-            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+        _correct_tokenizer(tokenizer, fields)
     except Exception as err:  # two libraries read the file, and a damaged one can raise anything
         raise SuiteError(f"{gguf}: cannot be read as a GGUF causal LM: {err}") from err
     model.save_pretrained(folder)
@@ -157,6 +153,23 @@ def _convert(gguf: Path, folder: Path, end: int | None) -> None:
                 f"{gguf}: {name} is not finite, or was not read back as it was written. "
                 "Is the disk full or the file damaged?"
             )
+
+
+def _correct_tokenizer(tokenizer: Any, fields: dict[str, Any]) -> None:
+    """Set what transformers 4.48 takes otherwise than from the file's header.
+
+    For a Llama it ends a text with the token that begins one, pads with none, and puts the first
+    token before every text. Newer releases read these from the file, and nothing changes.
+    """
+    for kind, name in (("eos", "eos"), ("pad", "padding")):
+        number = fields.get(f"tokenizer.ggml.{name}_token_id")
+        if number is not None and getattr(tokenizer, f"{kind}_token_id") != number:
+            if number not in range(len(tokenizer)):
+                raise ValueError(f"{name}_token_id is {number} of {len(tokenizer):,} tokens")
+            setattr(tokenizer, f"{kind}_token", tokenizer.convert_ids_to_tokens(number))
+    first = fields.get("tokenizer.ggml.add_bos_token")
+    if first is not None and getattr(tokenizer, "add_bos_token", first) != first:
+        tokenizer.add_bos_token = first
 
 
 def _is_whole(folder: Path, key: str) -> bool:

@@ -66,12 +66,14 @@ def test_the_tokenizer_and_its_chat_template_come_along(tmp_path: Path, cache: P
     tokenizer = load_tokenizer(str(tmp_path / "m.gguf"))
     assert tokenizer.chat_template == CHAT_TEMPLATE
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert tokenizer.pad_token == "<|end|>"
     text = "<|im_start|>user\nab é ☃<|im_end|>"
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokens[0] == 1
     assert tokens[-1] == 2
     assert tokenizer.convert_tokens_to_ids("ab") in tokens
     assert tokenizer.decode(tokens) == text
+    assert tokenizer(text)["input_ids"] == tokens  # the file's add_bos_token is false
 
 
 def test_the_end_token_is_the_one_of_the_file_even_where_transformers_takes_another(

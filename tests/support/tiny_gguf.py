@@ -44,6 +44,9 @@ def write_gguf(path: Path, *, nan: bool = False) -> dict[str, np.ndarray]:
     writer.add_token_merges(merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(False)
     writer.add_chat_template(CHAT_TEMPLATE)
     draw = np.random.default_rng(0)
     kv = hidden * kv_heads // heads
