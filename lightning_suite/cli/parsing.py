@@ -185,6 +185,11 @@ def count(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
+def time_left(seconds: float) -> str:
+    """Return ``"40 s left"`` or, from a minute and a half on, ``"2 min left"``."""
+    return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"
+
+
 def _takes_config(name: str) -> bool:
     return COMMANDS[name.partition(" ")[0]].takes_config
 

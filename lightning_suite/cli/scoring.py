@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
+from lightning_suite.cli.parsing import time_left
 from lightning_suite.datamodules.instruction import InstructionDataModule
 from lightning_suite.datamodules.instruction_samples import InstructionSamples
 from lightning_suite.errors import SuiteError
@@ -245,11 +246,8 @@ class Progress:
             return
         self._last = now
         rate = self.done / (now - self._start)
-        left = (self.total - self.done) / rate
-        text = (
-            f"{self.done:,} of {self.total:,} samples, {rate:.3g} a second, "
-            f"{left / 60:.0f} min left"
-        )
+        left = time_left((self.total - self.done) / rate)
+        text = f"{self.done:,} of {self.total:,} samples, {rate:.3g} a second, {left}"
         print(
             f"\r{text:<79}" if self._terminal else text,
             end="" if self._terminal else "\n",

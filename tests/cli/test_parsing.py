@@ -9,7 +9,7 @@ import pytest
 from lightning_suite.cli.commands import COMMANDS, Command
 from lightning_suite.cli.main import main
 from lightning_suite.cli.messages import condense
-from lightning_suite.cli.parsing import command_parser, prepare_classes
+from lightning_suite.cli.parsing import command_parser, prepare_classes, time_left
 
 
 def study(files: list[str], depths: list[int] | None = None, rate: float = 0.5, dry: bool = False):
@@ -74,6 +74,11 @@ def test_the_current_folder_is_importable_once(tmp_path, monkeypatch):
     prepare_classes()
     prepare_classes()
     assert sys.path.count(str(tmp_path)) == 1
+
+
+def test_less_than_a_minute_left_is_not_none():
+    assert time_left(26.4) == "26 s left"  # and not 0 min
+    assert time_left(130) == "2 min left"
 
 
 def test_messages_without_a_pattern_are_kept():

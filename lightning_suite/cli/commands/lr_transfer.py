@@ -14,7 +14,7 @@ import torch
 import yaml
 from lightning.pytorch import LightningDataModule
 
-from lightning_suite.cli.parsing import count
+from lightning_suite.cli.parsing import count, time_left
 from lightning_suite.depth_mup.batched import OptimizerSettings
 from lightning_suite.depth_mup.lr_optimum import SPREAD, DepthOptimum, Drift, Interval, analyse
 from lightning_suite.depth_mup.lr_transfer import (
@@ -298,7 +298,7 @@ def _figures(
             figures.draw_optimum_over_depth(optima),
             "Best learning rate against depth",
             "Left: the optimum with its bootstrap interval over seeds. Right: what is lost in this "
-            "sample by keeping the base depth's best rate; lines end where that diverges. "
+            "sample by keeping the base depth's best rate; a cross stands where that diverges. "
             f"{SPREAD}",
         ),
     ):
@@ -393,7 +393,7 @@ class _Progress:
         self.last = now
         done = (part - self.first) or 1e-9
         left = (now - self.start) * (1 - part) / done
-        line = f"{part:4.0%}  {chunk}  about {left / 60:.0f} min left"
+        line = f"{part:4.0%}  {chunk}  about {time_left(left)}"
         print(
             f"\r{line:<78}" if self.live else line,
             end="" if self.live else "\n",
