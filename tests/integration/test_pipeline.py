@@ -44,6 +44,7 @@ LAYERS = 4  # of the tiny model
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: a small trained model, and edits of its own."""
     monkeypatch.chdir(tmp_path)
+    wandb.teardown()  # a service that an earlier test started writes into that test's folder
     write_model(tmp_path / "tiny")
     write_edits(tmp_path / "edits.jsonl", edit_rows(4))
     write_rows(tmp_path / "sums.jsonl", sums(12))
