@@ -60,6 +60,7 @@ TESTS = (
     "tests/depth_mup/test_rules.py",
     "tests/resofilter/test_features.py",
     "tests/scen/test_bank_file.py",
+    "tests/scen/test_attachment.py",
     "tests/lmcd/test_heads.py",
     "tests/cli/test_main.py",
     "tests/test_public_api.py",

@@ -18,7 +18,7 @@ fire.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -39,6 +39,7 @@ from lightning_suite.scen.passes import (
     HeldDecision,
     PassesToLearnFrom,
     Running,
+    cache_in,
     guessing,
 )
 from lightning_suite.scen.prompts import PromptFormat
@@ -232,7 +233,7 @@ class Attachment:
         if shown is None:
             return  # the model itself will say so
         rows, length = shown.shape[:2]
-        cache, mask = given.get("past_key_values"), given.get("attention_mask")
+        cache, mask = cache_in(given), given.get("attention_mask")
         again, run.again = run.again, False
         known = self._held.get(cache) if cache is not None and int(cache.get_seq_length()) else None
         if known is not None and not again:
@@ -272,7 +273,7 @@ class Attachment:
         now, run.now, learning, run.learning = run.now, None, run.learning, False
         if now is None:
             return
-        cache = getattr(output, "past_key_values", None)
+        cache = cache_in(output) if isinstance(output, Mapping) else None
         if cache is not None:
             self._held[cache] = now.decision
         elif learning:

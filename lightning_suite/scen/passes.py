@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -114,6 +115,15 @@ class PassesToLearnFrom:
 
 def _mark(x: Tensor) -> Tensor:
     return x.detach().to(torch.promote_types(x.dtype, torch.float32)).mean(-1)
+
+
+def cache_in(named: Mapping[str, Any]) -> Any:
+    """Return the keys and values that a model was given, or that its output has; None: none.
+
+    They are named ``past_key_values``, and from transformers 5.24 on ``cache``.
+    """
+    cache = named.get("cache")
+    return named.get("past_key_values") if cache is None else cache
 
 
 def guessing() -> bool:

@@ -23,6 +23,7 @@ from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.expert_table import ExpertKind
 from lightning_suite.scen.fingerprint import identify
 from lightning_suite.scen.layer_choice import causal_lm
+from lightning_suite.scen.passes import cache_in
 from lightning_suite.scen.prompts import PromptFormat
 
 QUESTIONS = [
@@ -308,6 +309,15 @@ class TestFullExperts:
 
 
 class TestConversations:
+    @pytest.mark.parametrize("name", ["past_key_values", "cache"])
+    def test_a_cache_is_found_by_its_name_before_and_since_transformers_5_24(
+        self, name: str
+    ) -> None:
+        cache: list[Tensor] = []  # an empty cache is one too
+        assert cache_in({"past_key_values": None, "cache": None, name: cache}) is cache
+        assert cache_in({name: cache}) is cache
+        assert cache_in({}) is None
+
     @torch.no_grad()
     def test_two_caches_in_turn_keep_their_own_experts(self, model: Any) -> None:
         def steps(questions: list[list[str]]) -> list[Tensor]:
