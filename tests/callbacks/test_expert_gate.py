@@ -46,7 +46,8 @@ def bank(tmp_path_factory: pytest.TempPathFactory, model: Path) -> str:
     folder = tmp_path_factory.mktemp("bank")
     source = write_edits(folder / "e.jsonl", edit_rows(2))
     module = SCENModule(**module_options(model, bank=str(folder / "facts")))
-    quiet_trainer(max_epochs=1, limit_val_batches=0).fit(module, EditDataModule(str(source)))
+    trainer = quiet_trainer(max_epochs=1, limit_val_batches=0, default_root_dir=folder)
+    trainer.fit(module, EditDataModule(str(source)))
     return str(folder / "facts")
 
 
