@@ -32,6 +32,7 @@ from lightning_suite.cli.parsing import HelpFormatter, prepare_classes
 from lightning_suite.cli.problems import explain
 from lightning_suite.cli.shipped import resolve_options
 from lightning_suite.cli.trainer_help import EPILOG, USAGE
+from lightning_suite.cli.wandb_artifacts import log_artifacts
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.run_folder import RunFolder
@@ -225,6 +226,9 @@ class SuiteCLI(LightningCLI):
             if advice := explain_resume_error(err, self.trainer):
                 raise SuiteError(advice) from err
             raise
+        folder = self.trainer.log_dir  # a broadcast: on every rank
+        if self.trainer.is_global_zero and folder is not None:
+            log_artifacts(self.trainer.loggers, folder, self.trainer.global_step)
 
     def after_fit(self) -> None:
         """Say where the results are."""
