@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_suite.errors import SuiteError
 from lightning_suite.scen.expert_table import Weights
 
 _REMEMBERED = 64  # passes with gradients that may wait for their backward pass at a time
@@ -121,9 +122,19 @@ def cache_in(named: Mapping[str, Any]) -> Any:
     """Return the keys and values that a model was given, or that its output has; None: none.
 
     They are named ``past_key_values``, and from transformers 5.24 on ``cache``.
+
+    Raises:
+        SuiteError: They are a tuple, which cannot be told from its copies.
     """
     cache = named.get("cache")
-    return named.get("past_key_values") if cache is None else cache
+    cache = named.get("past_key_values") if cache is None else cache
+    if isinstance(cache, tuple):
+        raise SuiteError(
+            "this model's keys and values are a tuple, and experts need a Cache object to follow a "
+            "sequence. Give one; if transformers makes the tuple (4.48 does for GPT-2, GPT-NeoX "
+            "and OPT), install transformers>=4.56."
+        )
+    return cache
 
 
 def guessing() -> bool:

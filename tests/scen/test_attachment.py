@@ -317,6 +317,8 @@ class TestConversations:
         assert cache_in({"past_key_values": None, "cache": None, name: cache}) is cache
         assert cache_in({name: cache}) is cache
         assert cache_in({}) is None
+        with pytest.raises(SuiteError, match=r"are a tuple, .* install transformers>=4.56"):
+            cache_in({name: ()})
 
     @torch.no_grad()
     def test_two_caches_in_turn_keep_their_own_experts(self, model: Any) -> None:
