@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def list_edits(bank: str, find: str | None = None, all: bool = False) -> int:
-    """List the edits of a bank. Needs neither the model nor torch.
+    """List the edits of a bank, without the model.
 
     Args:
         bank: Path of the bank: NAME, NAME.json or NAME.safetensors.
@@ -58,7 +58,7 @@ def list_edits(bank: str, find: str | None = None, all: bool = False) -> int:
 
 
 def show(bank: str, id: str | None = None) -> int:
-    """Show what a bank is, or all versions of one edit. Needs neither the model nor torch.
+    """Show what a bank is, or all versions of one edit, without the model.
 
     Args:
         bank: Path of the bank.
@@ -155,7 +155,8 @@ def merge(
         bank: Path of the first bank; its settings are taken.
         other: Path of the second.
         out: Path of the new bank.
-        model: The base model, as for `bank rollback`.
+        model: The base model, as for `pretrained` in configs; default: the folder that the bank
+            was made from.
         force: Overwrite a bank that is there.
         allow_other_weights: As for `bank rollback`.
 
@@ -218,7 +219,8 @@ def explain(
     Args:
         bank: Path of the bank.
         questions: As a user asks them.
-        model: The base model, as for `bank rollback`.
+        model: The base model, as for `pretrained` in configs; default: the folder that the bank
+            was made from.
         allow_other_weights: As for `bank rollback`.
 
     Example:
