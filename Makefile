@@ -40,6 +40,8 @@ $(STAMP)pipeline: $(STAMP)demo
 
 install: $(STAMP)dev  ## Make .venv with everything, the development tools too.
 
+# One thread: on two cores a second one gains a small model little, and on busy ones it waits.
+quickstart pipeline: export OMP_NUM_THREADS ?= 1
 quickstart: $(STAMP)demo  ## Install, train and score on real models, and print where the reports lie.
 	@echo "==> 1/4 learning-rate transfer over depth on scikit-learn's digits, standard against depth-muP"
 	@$(BIN)/lightning-suite lr-transfer --config configs/quickstart/depth_mup.yaml
