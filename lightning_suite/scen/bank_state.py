@@ -106,10 +106,12 @@ def matching_records(bank: ExpertBank, state: Mapping[str, Any]) -> list[EditRec
     here = described(bank)
     base = base_of(state)
     if base != bank.base:
+        shown = ("name", "layer", "d_in", "d_out", "config", "sha256")
+        pairs = [(name, getattr(base, name), getattr(bank.base, name)) for name in shown]
+        other = [f"{name} {theirs}, here {ours}" for name, theirs, ours in pairs if theirs != ours]
         raise SuiteError(
-            f"the stored bank is for other weights of {base.name}, {base.layer} (sha256 "
-            f"{base.sha256[:12]}), than this one for {bank.base.name}, {bank.base.layer} "
-            f"({bank.base.sha256[:12]}). Start from the model that the stored one was made on."
+            f"the stored bank has another base model ({'; '.join(other) or 'other weights'}). "
+            "Start from the model that it was made on."
         )
     for what in ("settings", "gate"):
         if state[what] != here[what]:

@@ -66,6 +66,12 @@ def run(*args: str) -> None:
         wandb.finish()
 
 
+def written(run: Path) -> int:
+    """Return when an offline run was closed: two may have begun in the same second of its name."""
+    (log,) = run.glob("run-*.wandb")
+    return log.stat().st_mtime_ns
+
+
 def last(run: str, key: str) -> float:
     """Return the last value of a metric of a run."""
     with (RUNS / run / "metrics.csv").open(newline="") as file:
@@ -112,7 +118,8 @@ def test_score_select_fine_tune_export_edit_and_evaluate(folder: Path) -> None:
         assert f"pipeline/{name}/report.html" in page
     assert "Not shown" not in page
 
-    tracked = [read_offline_run(run) for run in sorted(folder.glob("wandb/offline-run-*"))]
+    runs = sorted(folder.glob("wandb/offline-run-*"), key=written)
+    tracked = [read_offline_run(run) for run in runs]
     assert len(tracked) == 5
     before, fine_tuning, editing, testing, evaluation = tracked
     assert "val_loss" in before.metrics & evaluation.metrics
