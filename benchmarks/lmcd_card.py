@@ -126,14 +126,14 @@ def heads(name: str, result: str = "quality") -> str:
     return against(name, result, {f"{head} kc_names": f"`{head}`" for head in HEADS})
 
 
-def trained() -> str:
-    """Return LMCD with a trained backbone, or where each student reads, on FrcSub."""
+def trained(name: str = "frcsub", result: str = "quality_trained") -> str:
+    """Return LMCD with a trained backbone, or where each student reads."""
     ways = {
         "ncdm kc_names": "frozen",
         "ncdm kc_names lora": "LoRA",
         "ncdm kc_names reads": "frozen, each student reads",
     }
-    return against("frcsub", "quality_trained", ways)
+    return against(name, result, ways)
 
 
 def texts(result: str = "quality", ways: tuple[str, ...] = ("ncdm", "irt", "ridge")) -> str:
@@ -216,6 +216,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attach": attach,
     "curves": curves,
     "trained": trained,
+    "trained_verbagg": lambda: trained("verbagg", "quality_trained_verbagg"),
     "situation_baselines": lambda: baselines("quality_situations"),
     "situations": lambda: heads("situations", "quality_situations"),
 }
