@@ -43,7 +43,7 @@ def kept_final_states(encoder: PromptEncoder, prompts: Sequence[str]) -> Tensor:
         if found.ndim == 2 and len(found) == len(prompts) and found.is_floating_point():
             return found
     except (OSError, ValueError, KeyError, import_extra("safetensors", "llm").SafetensorError):
-        pass
+        pass  # not there, or damaged: it is made anew
     found = encoder.final_states(prompts).cpu()
     with atomic_write(path, "wb") as file:
         file.write(safetensors.save({"states": found.contiguous()}))
