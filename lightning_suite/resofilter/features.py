@@ -4,23 +4,24 @@ Notation: W the weight [O, I], G one sample's gradient of it, η a learning rate
 ``G`` in blocks (:meth:`Feature.of_block`), or only the rows that make it
 (:meth:`Feature.of_rows`); the ones that can do both take the cheaper way.
 
-======================  ============================================================  ============
-name                    value                                                         reads
-======================  ============================================================  ============
-``adam1_mean_abs``      η · mean \|λW + G/(\|G\|+ε)\|: ResoFilter's score             entries
-``unsaturation``        mean ε/(\|G\|+ε): how far the same step is from sign(G)       entries
-``sgd_mean_abs``        η · mean \|G + λW\|                                           entries
-``adam_mean_abs``       mean change by an AdamW step from a saved optimizer state     entries
-``grad_l1``             Σ \|G\|                                                       entries
-``grad_max``            max \|G\|                                                     entries
-``grad_norm``           ‖G‖                                                           either
-``wdotg``               ⟨W, G⟩                                                        either
-``weight_norm_change``  ‖W − ηG‖ − ‖W‖ (DONOD)                                        either
-``step_norm``           ‖ηG‖ (DONOD)                                                  either
-``nuclear_norm``        sum of the singular values of G                               rows
-``effective_rank``      exponential of the entropy of the normalised singular values  rows
-``sketch``              P G Qᵀ with random P, Q: k × k numbers                        rows
-======================  ============================================================  ============
+==========================  ============================================================  =======
+name                        value                                                         reads
+==========================  ============================================================  =======
+``adam1_mean_abs``          η · mean \|λW + G/(\|G\|+ε)\|: ResoFilter's score             entries
+``adam1_mean_abs_rounded``  that step as the published script takes it, in W's dtype      entries
+``unsaturation``            mean ε/(\|G\|+ε): how far the same step is from sign(G)       entries
+``sgd_mean_abs``            η · mean \|G + λW\|                                           entries
+``adam_mean_abs``           mean change by an AdamW step from a saved optimizer state     entries
+``grad_l1``                 Σ \|G\|                                                       entries
+``grad_max``                max \|G\|                                                     entries
+``grad_norm``               ‖G‖                                                           either
+``wdotg``                   ⟨W, G⟩                                                        either
+``weight_norm_change``      ‖W − ηG‖ − ‖W‖ (DONOD)                                        either
+``step_norm``               ‖ηG‖ (DONOD)                                                  either
+``nuclear_norm``            sum of the singular values of G                               rows
+``effective_rank``          exponential of the entropy of the normalised singular values  rows
+``sketch``                  P G Qᵀ with random P, Q: k × k numbers                        rows
+==========================  ============================================================  =======
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from lightning_suite.resofilter.gradient_features import (
 from lightning_suite.resofilter.rows import LayerGradients
 from lightning_suite.resofilter.step_features import (
     Adam1MeanAbs,
+    Adam1MeanAbsRounded,
     AdamMeanAbs,
     AdamState,
     SGDMeanAbs,
@@ -58,6 +60,7 @@ from lightning_suite.resofilter.step_features import (
 __all__ = [
     "REGISTRY",
     "Adam1MeanAbs",
+    "Adam1MeanAbsRounded",
     "AdamMeanAbs",
     "AdamState",
     "EffectiveRank",

@@ -13,6 +13,13 @@ from lightning_suite.resofilter.precision import FULL
 from lightning_suite.resofilter.selection import Array, exact_share, select
 from lightning_suite.resofilter.targets import layer_number, matches
 
+_CONSTANTS = {"lr": 1e-5, "eps": 1e-8, "weight_decay": 0.01}
+SCORES: Mapping[str, Mapping[str, float]] = {
+    "adam1_mean_abs": _CONSTANTS,
+    "adam1_mean_abs_rounded": {**_CONSTANTS, "beta1": 0.9, "beta2": 0.999},
+}
+"""The published score, exactly and as the script rounds it, with the constants it has there."""
+
 
 def resofilter_selection(
     scores: Array, prompts: Sequence[str], drop: float | str
@@ -46,19 +53,22 @@ def as_published(manifest: Mapping[str, Any], longest: int, **options: Any) -> N
     Raises:
         SuiteError: Something differs; the message lists all of it.
     """
-    wanted = {"by": "adam1_mean_abs", "order": "lowest", "layers": "last:3", "strata": None}
+    by = options.get("by", "adam1_mean_abs")
+    wanted = {"order": "lowest", "layers": "last:3", "strata": None}
     wrong = [
         f"{name} is {options[name]!r}, expected {value!r}"
         for name, value in wanted.items()
         if name in options and options[name] != value
     ]
-    constants = {"lr": 1e-5, "eps": 1e-8, "weight_decay": 0.01}
-    scored = manifest.get("features", {}).get("adam1_mean_abs", {})
-    wrong += [
-        f"{name} of adam1_mean_abs is {scored.get(name)}, expected {value}"
-        for name, value in constants.items()
-        if scored.get(name) != value
-    ]
+    if by in SCORES:
+        scored = manifest.get("features", {}).get(by, {})
+        wrong += [
+            f"{name} of {by} is {scored.get(name)}, expected {value}"
+            for name, value in SCORES[by].items()
+            if scored.get(name) != value
+        ]
+    else:
+        wrong.append(f"by is {by!r}, expected {' or '.join(map(repr, SCORES))}")
     targets: Mapping[str, str] = manifest.get("targets", {})
     if options.get("module", "all") not in ("all", "up_proj", "mlp.up_proj"):
         wrong.append(f"module is {options['module']!r}, expected 'up_proj'")

@@ -53,6 +53,50 @@ class Adam1MeanAbs(Feature):
 
 
 @dataclass(frozen=True)
+class Adam1MeanAbsRounded(Feature):
+    """The first step of a fresh AdamW as it is taken: mean |W_before - W_after| after rounding.
+
+    ``adam1_mean_abs`` is that number exactly. The published script stores W_after in float32,
+    where a step of 1e-5 keeps few digits next to W; what it ranks by includes that rounding. This
+    feature is for its replication. In float64 the two agree, and ``lr`` is a factor of both.
+
+    Source: the authors' script of ResoFilter (arXiv 2412.14809); the order of operations is that
+    of ``torch.optim.AdamW``.
+
+    Attributes:
+        lr: Learning rate η.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        eps: AdamW's ε.
+        weight_decay: AdamW's λ.
+    """
+
+    name: ClassVar[str] = "adam1_mean_abs_rounded"
+    reads_entries: ClassVar[bool] = True
+    counts_small_entries: ClassVar[bool] = True
+    nearly_constant: ClassVar[bool] = True
+
+    lr: float = 1e-5
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    @override
+    def of_block(self, block: Block, layer: LayerGradients) -> Tensor:
+        first = block.gradient * (1 - self.beta1)
+        second = block.gradient.square().mul_(1 - self.beta2)
+        root = second.sqrt_().div_(math.sqrt(1 - self.beta2)).add_(self.eps)
+        decayed = block.weight * (1 - self.lr * self.weight_decay)
+        after = torch.addcdiv(decayed, first, root, value=-self.lr / (1 - self.beta1))
+        return sum_of_entries(after.sub_(block.weight).abs_())
+
+    @override
+    def finish(self, total: Tensor, layer: LayerGradients) -> Tensor:
+        return total / math.prod(layer.shape)
+
+
+@dataclass(frozen=True)
 class Unsaturation(Feature):
     """One minus the mean of |G|/(|G|+ε): the readable part of ``adam1_mean_abs``.
 

@@ -50,6 +50,7 @@ def entropy_rank(G: Tensor) -> Tensor:
 
 DEFINITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "adam1_mean_abs": lambda G, W: 1e-5 * mean_abs(0.01 * W + G / (G.abs() + 1e-8)),
+    "adam1_mean_abs_rounded": lambda G, W: 1e-5 * mean_abs(0.01 * W + G / (G.abs() + 1e-8)),
     "unsaturation": lambda G, W: 1 - mean_abs(G / (G.abs() + 1e-8)),
     "sgd_mean_abs": lambda G, W: mean_abs(G),
     "adam_mean_abs": lambda G, W: 1e-5 * mean_abs(0.01 * W + G / (G.abs() + 1e-8)),
@@ -97,6 +98,25 @@ def test_the_first_adam_step_is_exact_where_entries_are_near_epsilon() -> None:
         literal = (some.weight - weight.detach()).abs().mean()
         assert found["adam1_mean_abs"][n].item() == pytest.approx(literal.item(), rel=1e-9)
     assert found["unsaturation"].min() > 0.1
+
+
+def test_the_rounded_first_step_is_the_optimizers_own_in_float32() -> None:
+    """Bit for bit per entry; only the order in which entries are added is free."""
+    some = layer(scale=1e-8, dtype=torch.float32)
+    inputs = InputRows(some.x.double(), some.inputs.ranges)
+    exact = LayerGradients("a", inputs, some.g.double(), some.weight.double())
+    found = compute_features(some, make_features(["adam1_mean_abs", "adam1_mean_abs_rounded"]))
+    truth = compute_features(exact, make_features(["adam1_mean_abs"]))["adam1_mean_abs"]
+    weight = torch.nn.Parameter(some.weight.clone())
+    for n, G in enumerate(gradient(some)):
+        weight.data.copy_(some.weight)
+        weight.grad = G.clone()
+        torch.optim.AdamW([weight], lr=1e-5, weight_decay=0.01).step()
+        literal = (some.weight - weight.detach()).abs().double().mean().item()
+        assert found["adam1_mean_abs_rounded"][n].item() == pytest.approx(literal, rel=1e-6)
+        # the rounding that this feature is there for is not small
+        assert abs(literal / truth[n].item() - 1) > 1e-5
+        assert found["adam1_mean_abs"][n].item() == pytest.approx(truth[n].item(), rel=1e-6)
 
 
 def test_a_saved_optimizer_state_gives_the_next_step() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_suite.errors import SuiteError
+from lightning_suite.resofilter.features import Adam1MeanAbsRounded
 from lightning_suite.resofilter.published import as_published, resofilter_selection
 
 
@@ -61,6 +62,21 @@ def manifest(**changes: Any) -> dict[str, Any]:
 )
 def test_scores_that_the_script_would_make_pass(changes: dict[str, Any], longest: int) -> None:
     as_published(manifest(**changes), longest)
+
+
+def test_the_score_with_the_scripts_rounding_passes_with_its_constants() -> None:
+    feature = Adam1MeanAbsRounded()
+    rounded = manifest(features={feature.name: feature.spec()})
+    as_published(rounded, 1, by=feature.name)
+    other = manifest(features={feature.name: {**feature.spec(), "beta2": 0.99}})
+    with pytest.raises(SuiteError, match=r"beta2 of adam1_mean_abs_rounded is 0\.99, expected"):
+        as_published(other, 1, by=feature.name)
+
+
+def test_another_score_is_refused() -> None:
+    message = "by is 'grad_norm', expected 'adam1_mean_abs' or 'adam1_mean_abs_rounded'"
+    with pytest.raises(SuiteError, match=message):
+        as_published(manifest(), 1, by="grad_norm")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,20 @@ from tests.support.trained_models import glassllm_en
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl"
 N = 64
+EXACT, ROUNDED = "adam1_mean_abs", "adam1_mean_abs_rounded"
 Sample = tuple[Tensor, Tensor]
 
 
-@pytest.fixture(scope="module")
-def problem() -> tuple[nn.Module, list[Sample]]:
+@pytest.fixture(scope="module", params=["the first 64", "64 at random"])
+def problem(request: pytest.FixtureRequest) -> tuple[nn.Module, list[Sample]]:
     if not GSM8K.exists():
         pytest.skip("GSM8K is not on this machine")
     model, tokenizer = glassllm_en(max_positions=768)
+    lines = GSM8K.read_text().splitlines()
+    if request.param == "64 at random":
+        random.Random(0).shuffle(lines)
     samples = []
-    for line in GSM8K.read_text().splitlines()[:N]:
+    for line in lines[:N]:
         row = json.loads(line)
         question, answer = (tokenizer.encode(row[key]) for key in ("question", "answer"))
         tokens = torch.tensor(question + answer)[:768]
@@ -51,9 +56,12 @@ def test_the_converted_model_is_the_original() -> None:
     )
 
 
-def ours(model: nn.Module, samples: list[Sample], dtype: torch.dtype) -> Tensor:
-    """Return the feature of the last three layers' up projections: [N, 3]."""
-    targets = find_targets(model.to(dtype), "mlp.up_proj", "last:3").found
+def ours(
+    model: nn.Module, samples: list[Sample], dtype: torch.dtype, names: Sequence[str] = (EXACT,)
+) -> list[Tensor]:
+    """Return each feature of the last three layers' up projections: [N, 3]."""
+    model = model.to(dtype).requires_grad_(True)
+    targets = find_targets(model, "mlp.up_proj", "last:3").found
     indices = token_budget_batches([len(tokens) for tokens, _ in samples], 2048)
 
     def batch(part: list[int]) -> dict[str, object]:
@@ -66,11 +74,12 @@ def ours(model: nn.Module, samples: list[Sample], dtype: torch.dtype) -> Tensor:
             "attention_mask": pad([torch.ones_like(t) for t in tokens], batch_first=True),
         }
 
-    found = torch.zeros(len(samples), 3, dtype=torch.float64)
-    features = make_features(["adam1_mean_abs"])
-    for rows in probe_batches(model, map(batch, indices), targets, features):
-        columns = [values for name, values in rows.items() if name.endswith("adam1_mean_abs")]
-        found[[int(i) for i in rows["sample_id"]]] = torch.stack(columns, dim=1)
+    found = [torch.zeros(len(samples), 3, dtype=torch.float64) for _ in names]
+    for rows in probe_batches(model, map(batch, indices), targets, make_features(names)):
+        places = [int(i) for i in rows["sample_id"]]
+        for name, values in zip(names, found, strict=True):
+            columns = [column for key, column in rows.items() if key.endswith(f".{name}")]
+            values[places] = torch.stack(columns, dim=1)
     return found
 
 
@@ -96,20 +105,25 @@ def scores(values: Tensor) -> list[np.ndarray[Any, Any]]:
 def test_the_score_of_real_problems(problem: tuple[nn.Module, list[Sample]]) -> None:
     model, samples = problem
     # float32 first: its weights are exact in float64, so that both see the same model
-    fast, loop = ours(model, samples, torch.float32), literal(model, samples, torch.float32)
+    fast, rounded = ours(model, samples, torch.float32, (EXACT, ROUNDED))
+    loop = literal(model, samples, torch.float32)
     long_step = literal(model, samples, torch.float32, lr=1e-3)
-    exact, truth = ours(model, samples, torch.float64), literal(model, samples, torch.float64)
+    exact, exact_rounded = ours(model, samples, torch.float64, (EXACT, ROUNDED))
+    truth = literal(model, samples, torch.float64)
 
-    torch.testing.assert_close(exact, truth, rtol=1e-9, atol=0)
-    assert exact.mean(1).argsort().tolist() == truth.mean(1).argsort().tolist()
+    for found in (exact, exact_rounded):
+        torch.testing.assert_close(found, truth, rtol=1e-9, atol=0)
+        assert found.mean(1).argsort().tolist() == truth.mean(1).argsort().tolist()
 
     # In float32 the published step is too short for this model: W and W - 1e-5 have few digits
-    # between them, and the loop's ranks agree with its own float64 run to 0.98-0.99 only. A step's
-    # length is a factor of the score and nothing else, so the same loop with a longer one has its
-    # digits; with the published one, ours is as near to the loop as its rounding lets anything be.
-    for a, b, long, c in zip(*map(scores, (fast, loop, long_step, truth)), strict=True):
+    # between them, and the loop's ranks agree with its own float64 run to 0.98-0.99 only. So no
+    # score agrees with both by more. The one that rounds as the loop does agrees with the loop; the
+    # exact one agrees with float64, better than the loop does, and with a loop of a longer step,
+    # whose length is a factor of the score and nothing else.
+    every = (fast, rounded, loop, long_step, truth)
+    for a, r, b, long, c in zip(*map(scores, every), strict=True):
+        assert spearman(r, b) >= 0.995
         assert spearman(a, long) >= 0.998
-        assert spearman(a, b) >= spearman(c, b) - 0.002
         assert spearman(a, c) >= 0.99
         assert spearman(a, c) > spearman(b, c)
         assert (np.abs(a - c) < np.abs(b - c)).all()

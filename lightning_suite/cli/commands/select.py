@@ -66,7 +66,8 @@ def run(
         seed: For random.
         compat: resofilter: what the authors' script keeps. The lowest mean over the last three
             layers' up_proj, of the first sample of each prompt (which, where it has no score, is
-            not replaced by the next). Refuses other constants.
+            not replaced by the next). Refuses other constants. With --by adam1_mean_abs_rounded
+            the script's float32 rounding is in the ranks, too.
         data: The data, if not where they were; default: where `score` read them.
         out: File to write, or a name without suffix for a folder of the datasets library; default:
             kept with the source's suffix, in the folder of the scores.
