@@ -71,6 +71,29 @@ def temporary_folder(target: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
+@contextmanager
+def folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Let one process or thread at a time change what belongs together in a folder.
+
+    It waits for whoever holds the lock; within one thread it must not be taken twice. Where the
+    file system has no locks on folders, nobody waits.
+
+    Args:
+        folder: It is there.
+        shared: For readers: several at a time, and none while somebody writes.
+    """
+    descriptor = None
+    try:
+        if sys.platform != "win32":
+            with suppress(OSError):
+                descriptor = os.open(folder, os.O_RDONLY)
+                fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 def remove_abandoned(folder: Path) -> None:
     """Remove temporary files and folders in ``folder`` whose writers were killed.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,6 +50,8 @@ class ExpertBank(nn.Module):
     Attributes:
         trained: How the last experts were, as settings: plain values; empty where nobody said. See
             :mod:`~lightning_suite.scen.continuing`.
+        files: Bank files that it was read from or written to, with a hash of what they said then;
+            see :mod:`~lightning_suite.scen.bank_file`.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class ExpertBank(nn.Module):
         self.positions: Positions = positions
         self.calibration: dict[str, Any] = dict(calibration or {})
         self.trained: dict[str, Any] = {}
+        self.files: dict[Path, str] = {}
         self.history = History()
         self.table = self._empty_table()
         self._disabled = 0

@@ -3,8 +3,10 @@
 The two are one: the JSON has size and hash of its tensors. Saving writes the tensors beside the old
 ones (``NAME.safetensors.new``), then the JSON, whose rename is the moment from which the new bank
 counts, then renames the tensors; a reader takes whichever of the two the JSON describes, so a kill
-at any point leaves the old bank or the new one. Nothing in the files is executed, and no path in
-them is followed.
+at any point leaves the old bank or the new one. Writers and readers of a folder's banks wait for
+each other, and a bank remembers the files that it was read from or written to: a process does not
+overwrite what another has put there since. Nothing in the files is executed, and no path in them is
+followed.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
-from lightning_suite.files import write_json
+from lightning_suite.files import folder_lock, write_json
 from lightning_suite.scen.bank import ExpertBank
 from lightning_suite.scen.bank_state import described
 from lightning_suite.scen.gates.base import Gate
@@ -35,18 +38,21 @@ _EXPERTS, _GATE = "experts.", "gate."
 HASHED_BYTES = 2**30
 
 
-def save_bank(bank: ExpertBank, path: str | Path) -> Path:
+def save_bank(bank: ExpertBank, path: str | Path, *, overwrite: bool = True) -> Path:
     """Write a bank.
 
     Args:
         bank: Whole, with what was removed or replaced.
         path: ``NAME``, ``NAME.json`` or ``NAME.safetensors``; missing folders are made.
+        overwrite: Also a bank that this one has nothing to do with.
 
     Returns:
         Path of the JSON.
 
     Raises:
-        SuiteError: The gate's state is not made of plain values.
+        SuiteError: The gate's state is not made of plain values; or the file has changed since this
+            bank was read from it or written to it, so that saving would undo what another process
+            has done.
     """
     file = json_path(path)
     gate = bank.gate.state_dict()
@@ -61,7 +67,17 @@ def save_bank(bank: ExpertBank, path: str | Path) -> Path:
             f"the gate {bank.gate.kind!r} has a state that is not plain: {err}"
         ) from err
     file.parent.mkdir(parents=True, exist_ok=True)
-    finish_saving(file)
+    with folder_lock(file.parent):
+        _check_unchanged(bank, file, overwrite)
+        _finish_saving(file)
+        _write(bank, file, tensors, plain)
+        bank.files[file.resolve()] = _hash(file)
+    return file
+
+
+def _write(
+    bank: ExpertBank, file: Path, tensors: dict[str, Tensor], gate_state: Mapping[str, Any]
+) -> None:
     written = _new(file)
     import_extra("safetensors.torch", "llm").save_file(tensors, written)
     with written.open("rb+") as opened:
@@ -72,12 +88,24 @@ def save_bank(bank: ExpertBank, path: str | Path) -> Path:
         {
             "what": WHAT,
             **described(bank),
-            "gate_state": plain,
+            "gate_state": gate_state,
             "tensors": {"bytes": written.stat().st_size, "sha256": _hash(written), "of": entries},
         },
     )
     written.replace(file.with_suffix(".safetensors"))
-    return file
+
+
+def _check_unchanged(bank: ExpertBank, file: Path, overwrite: bool) -> None:
+    """Refuse to undo what another process has done to a bank file."""
+    known = bank.files.get(file.resolve())
+    if not file.exists() or (known is None and overwrite) or _hash(file) == known:
+        return
+    raise SuiteError(
+        f"{file}: another process has written this bank "
+        + ("meanwhile" if known is None else "since it was read here")
+        + ", and saving now would undo that. The file is left as it is; run the same again, and it "
+        "starts from what is there."
+    )
 
 
 def load_bank(path: str | Path, make_gate: Callable[[StoredBank], Gate]) -> ExpertBank:
@@ -91,8 +119,10 @@ def load_bank(path: str | Path, make_gate: Callable[[StoredBank], Gate]) -> Expe
         SuiteError: As :func:`read_bank`; the tensors are missing, cut off, of another bank, or not
             of the shapes that the bank says.
     """
-    stored = read_bank(path)
-    tensors = _tensors(stored)
+    file = json_path(path)
+    with folder_lock(file.parent, shared=True):
+        stored = read_bank(file)
+        tensors, content = _tensors(stored), _hash(file)
     try:
         bank = ExpertBank(
             stored.base, make_gate(stored), **stored.settings, calibration=stored.calibration
@@ -101,6 +131,7 @@ def load_bank(path: str | Path, make_gate: Callable[[StoredBank], Gate]) -> Expe
         bank.restore(stored.records, _part(tensors, _EXPERTS))
         bank.gate.load_state_dict({**_part(tensors, _GATE), **stored.gate_state})
         bank.gate.check()
+        bank.files[file.resolve()] = content
     except SuiteError as err:
         raise SuiteError(f"{stored.path}: {err}") from err
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as err:
@@ -146,6 +177,11 @@ def finish_saving(path: str | Path) -> None:
     Without it a second kill, before the JSON is written, would leave none that the JSON describes.
     """
     file = json_path(path)
+    with folder_lock(file.parent):
+        _finish_saving(file)
+
+
+def _finish_saving(file: Path) -> None:
     beside = _new(file)
     try:
         said = read_bank(file).tensors

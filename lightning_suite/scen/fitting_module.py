@@ -137,7 +137,7 @@ class FittingModule(LightningModule):
         folder = self._run_folder()  # on every rank
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             if self.hparams["bank"] is not None:
-                save_bank(self.bank, self.hparams["bank"])
+                save_bank(self.bank, self.hparams["bank"], overwrite=False)
             elif folder is not None:
                 save_bank(self.bank, folder.artifacts / "bank")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +187,72 @@ class TestSavingIsAllOrNothing:
         again = loaded(path)
         assert len(again) == 3
         assert torch.equal(again.experts([2])["a"], made("new").experts([2])["a"])
+
+    def test_two_that_save_at_once_wait_for_each_other(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "facts"
+        other = threading.Thread(target=lambda: save_bank(made("second", count=2), path))
+        real = bank_file.write_json
+
+        def in_the_middle(*args: Any) -> None:
+            monkeypatch.setattr(bank_file, "write_json", real)
+            other.start()
+            other.join(0.3)  # time enough to be through
+            real(*args)
+
+        monkeypatch.setattr(bank_file, "write_json", in_the_middle)
+        save_bank(made("first"), path)
+        other.join()
+        assert [edit.target for edit in loaded(path).edits] == ["second 0", "second 1"]
+        assert len(list(tmp_path.iterdir())) == 2
+
+    def test_who_reads_waits_for_who_writes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, read = tmp_path / "facts", bank_file.read_bank
+        save_bank(made("old"), path)
+        writer = threading.Thread(target=lambda: save_bank(made("new", count=5), path))
+
+        def slow(file: Path) -> Any:
+            monkeypatch.setattr(bank_file, "read_bank", read)
+            stored = read(file)
+            writer.start()
+            writer.join(0.3)  # between the JSON and the tensors
+            return stored
+
+        monkeypatch.setattr(bank_file, "read_bank", slow)
+        assert loaded(path).edits[0].target == "old 0"
+        writer.join()
+        assert loaded(path).edits[0].target == "new 0"
+
+    def test_what_another_has_saved_meanwhile_is_not_undone(self, tmp_path: Path) -> None:
+        path = tmp_path / "facts"
+        save_bank(made(), path)
+        mine, other = loaded(path), loaded(tmp_path / "facts.json")
+        other.remove(["e0"])
+        save_bank(other, path)
+        other.remove(["e1"])
+        save_bank(other, path)  # its own file still
+        before = (tmp_path / "facts.safetensors").read_bytes()
+        mine.insert([Edit("more", "More?", "yes")], mine.experts([2]))
+        with pytest.raises(SuiteError, match="another process has written .* since it was read"):
+            save_bank(mine, path)
+        assert [edit.id for edit in loaded(path).edits] == ["e2"]
+        assert (tmp_path / "facts.safetensors").read_bytes() == before
+        save_bank(mine, tmp_path / "elsewhere")
+        assert len(loaded(tmp_path / "elsewhere")) == 4
+
+    def test_a_bank_that_came_up_meanwhile_is_overwritten_on_request_alone(
+        self, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "facts"
+        save_bank(made("Nice"), path, overwrite=False)
+        with pytest.raises(SuiteError, match="another process has written this bank meanwhile"):
+            save_bank(made("Lyon"), path, overwrite=False)
+        assert loaded(path).edits[0].target == "Nice 0"
+        save_bank(made("Lyon"), path)
+        assert loaded(path).edits[0].target == "Lyon 0"
 
     def test_a_gate_with_a_state_that_is_not_plain_is_refused(self, tmp_path: Path) -> None:
         class Odd(TextGate):

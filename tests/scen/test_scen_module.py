@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tiny_editing import edit_rows, module_options, write_edits, write_model
 
 from lightning_suite import EditDataModule, SCENModule
+from lightning_suite.cli.main import main
 from lightning_suite.errors import SuiteError
 from lightning_suite.scen import editing, fitting_module
 from lightning_suite.scen import module as scen_module
@@ -199,6 +200,32 @@ def test_what_was_removed_stays_out_until_it_is_brought_back_or_changed(
     other = {"training": {**module_options(model)["training"], "steps": 3}}
     assert len(fit(edit_rows(4), **other, allow_other_training=True)) == 4
     assert read_bank(bank).training["steps"] == 3
+
+
+def test_a_run_does_not_undo_what_is_done_to_its_bank_meanwhile(
+    model: Path, source: Path, tmp_path: Path
+) -> None:
+    bank = str(tmp_path / "facts")
+
+    def fit(module: SCENModule) -> None:
+        data = EditDataModule(str(source), batch_size=2)
+        trainer(tmp_path, limit_val_batches=0).fit(module, data)
+
+    class Disturbed(SCENModule):
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 0:  # as `bank remove` in another terminal
+                assert main(["bank", "remove", bank, "e0"]) == 0
+
+    with pytest.raises(SuiteError, match="run the same again"):
+        fit(Disturbed(**module_options(model, bank=bank)))
+    assert [record.status for record in read_bank(bank).records] == ["removed", "live"]
+    fit(SCENModule(**module_options(model, bank=bank)))
+    assert [record.status for record in read_bank(bank).records] == ["removed"] + 5 * ["live"]
+    # of two runs that begin a bank, one does
+    late = SCENModule(**module_options(model, bank=str(tmp_path / "new")))
+    fit(SCENModule(**module_options(model, bank=str(tmp_path / "new"))))
+    with pytest.raises(SuiteError, match="written this bank meanwhile"):
+        fit(late)
 
 
 def test_a_run_that_broke_off_goes_on_to_the_same_bank(

@@ -168,7 +168,7 @@ def merge(
         raise SuiteError(f"{out} exists. Choose another name, or add --force to overwrite it.")
     loaded = _with_model(bank, model, allow_other_weights)[0]
     added = loaded.merge(_without_model(other))
-    _save(loaded, out)
+    _save(loaded, out, overwrite=force)
     print(f"{count(len(added), 'edit')} added, {len(loaded)} live: {out}")
     return 0
 
@@ -284,10 +284,10 @@ def _plain(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _save(bank: ExpertBank, path: str) -> None:
+def _save(bank: ExpertBank, path: str, *, overwrite: bool = False) -> None:
     from lightning_suite.scen.bank_file import save_bank  # noqa: PLC0415
 
-    save_bank(bank, path)
+    save_bank(bank, path, overwrite=overwrite)
 
 
 def _without_model(bank: str) -> ExpertBank:
