@@ -63,6 +63,9 @@ class NoGate(Gate):
     def remove(self, slots: Sequence[int]) -> None:
         """Forget nothing."""
 
+    def renumber(self, slots: Sequence[int]) -> None:
+        """Keep nothing."""
+
     def route(self, query: PromptQuery) -> Routing:
         """Not asked here."""
         raise NotImplementedError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 class ExpertBank(nn.Module):
     """Edits of one model: an expert and a key a slot.
 
-    A slot once used is never used again: what is removed or replaced stays, unreachable, so that
-    it can be brought back. ``state_dict`` holds the whole bank and nothing of the base model.
+    A slot once used is not used again: what is removed or replaced stays, unreachable, so that it
+    can be brought back, until :meth:`compact`. ``state_dict`` holds the whole bank and nothing of
+    the base model.
 
     Args:
         base: The model that the edits are for.
@@ -179,6 +181,22 @@ class ExpertBank(nn.Module):
             self.history.take_back(gone)
         self.history.revive(back)
         return edit
+
+    def compact(self) -> int:
+        """Forget for good what was removed or replaced: its words, its expert, its key.
+
+        The live edits answer as before; their slots are new, and none can be rolled back.
+
+        Returns:
+            The number of versions that are gone.
+        """
+        slots = self.history.live()
+        gone = len(self.table) - len(slots)
+        records = [replace(self.history.records[slot], replaces=None) for slot in slots]
+        experts = self.experts(slots)
+        self.gate.renumber(slots)
+        self.restore(records, experts)
+        return gone
 
     def merge(self, other: ExpertBank) -> list[int]:
         """Add the live edits of another bank of the same base model.

@@ -164,6 +164,22 @@ class TestChanging:
             answer = form.decode(out[0, batch["input_ids"].shape[1] :].tolist())
         assert answer.split()[0] == "red"
 
+    def test_compact_leaves_no_trace_of_what_was_taken_out(self, run: Run) -> None:
+        run("remove", "facts", "lily")
+        before = Path("facts.safetensors").stat().st_size
+        assert "Lily" in Path("facts.json").read_text()  # for rollback
+        status, out, _ = run("compact", "facts")
+        freed = before - Path("facts.safetensors").stat().st_size
+        assert (status, out) == (0, f"2 versions forgotten, 1 live, {freed:,} bytes less\n")
+        assert freed > 0
+        said = Path("facts.json").read_text()
+        assert not any(word in said.casefold() for word in ("lily", "blue", "red"))
+        assert run("explain", "facts", question("Tom"))[1].splitlines()[1].split()[-5] == "grey"
+        for edit in ("tom", "lily"):
+            status, _, err = run("rollback", "facts", edit)
+            assert (status, "no edit 'lily'" in err or "no earlier version" in err) == (2, True)
+        assert run("compact", "facts")[1].startswith("0 versions forgotten, 1 live")
+
     def test_merge_writes_a_third_bank(self, run: Run) -> None:
         status, out, _ = run("merge", "facts", "more", "all")
         assert (status, out) == (0, "1 edit added, 3 live: all\n")
@@ -305,6 +321,7 @@ class TestHelp:
             "show",
             "remove",
             "rollback",
+            "compact",
             "merge",
             "export",
             "explain",
@@ -318,6 +335,7 @@ class TestHelp:
             "show",
             "remove",
             "rollback",
+            "compact",
             "merge",
             "export",
             "explain",

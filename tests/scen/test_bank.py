@@ -252,6 +252,28 @@ class TestVersions:
         made.remove(["a"])
         assert made.insert([edit("a", "Who is a?")], experts(1)) == [1]
 
+    def test_compacting_keeps_the_live_edits_alone(self) -> None:
+        made = bank()
+        made.insert([edit("a"), edit("b"), edit("c")], experts(3))
+        made.insert([edit("b", target="two"), edit("d")], experts(2, 10.0))
+        made.remove(["a"])
+        assert made.compact() == 2
+        assert [record.edit.id for record in made.history.records] == ["c", "b", "d"]
+        assert targets(made) == {"b": "two", "c": "new", "d": "new"}
+        assert fired(made, "What is a?", "What is b?", "What is c?", "What is d?") == [-1, 1, 0, 2]
+        assert made.experts([0, 1, 2])["a"][:, 0, 0].tolist() == [3, 10, 11]
+        assert made.insert([edit("a")], experts(1)) == [3]
+        with pytest.raises(SuiteError, match="'b' has no earlier version"):
+            made.rollback("b")
+
+    def test_compacting_a_bank_without_live_edits_leaves_an_empty_one(self) -> None:
+        made = bank()
+        made.insert([edit("a")], experts(1))
+        made.remove(["a"])
+        assert made.compact() == 1
+        assert (len(made.table), made.compact()) == (0, 0)
+        assert made.insert([edit("a")], experts(1)) == [0]
+
     def test_unknown_ids_are_named_with_the_nearest(self) -> None:
         made = bank()
         made.insert([edit("france")], experts(1))

@@ -93,6 +93,26 @@ def test_removed_edits_are_as_if_they_had_never_been(encoder: PromptEncoder, kin
     assert not {1, 3} & set(ask(gate, encoder, questions).nearest.tolist())
 
 
+@pytest.mark.parametrize("kind", [ClosedGate, BCEGate, PublishedGate])
+def test_renumbered_slots_decide_as_before(encoder: PromptEncoder, kind: type) -> None:
+    gate = gate_with(encoder, EDITS, [0, 1, 2, 5, 4], kind)
+    gate.remove([0, 4])
+    assert not gate.keys[[0, 3, 4]].any(), "nothing is left of what is gone"
+    questions = [edit.prompt for edit in EDITS]
+    before = ask(gate, encoder, questions)
+    gate.renumber([5, 1, 2])
+    gate.check()
+    after = ask(gate, encoder, questions)
+    place = {5: 0, 1: 1, 2: 2, MISS: MISS}
+    assert after.nearest.tolist() == [place[slot] for slot in before.nearest.tolist()]
+    assert after.expert.tolist() == [place[slot] for slot in before.expert.tolist()]
+    torch.testing.assert_close(after.margin, before.margin)
+    if isinstance(gate, ClosedGate):  # what raised whose threshold is still known
+        gate.remove([1])
+        other = gate_with(encoder, [EDITS[3], EDITS[2]], [0, 2], kind)
+        same(ask(gate, encoder, questions), ask(other, encoder, questions))
+
+
 def test_a_slot_that_is_added_again_has_its_new_key_only(encoder: PromptEncoder) -> None:
     gate = gate_with(encoder, EDITS, range(5))
     other = Edit("cat", "The big tree fell on", "him")

@@ -304,6 +304,33 @@ def test_removed_edits_never_fire(gate: SubjectRelationGate) -> None:
     assert ask(gate, EDITS[2].prompt).nearest.item() == 3  # Korea is still a subject
 
 
+def test_nothing_is_left_of_a_removed_edit(
+    gate: SubjectRelationGate, encoder: PromptEncoder, fitted: dict[str, Any]
+) -> None:
+    gate.remove([0, 1])
+    state = gate.state_dict()
+    assert state["_extra_state"]["wordings"] == ["What is the capital of X?"]  # of the Koreas, too
+    assert len(gate.features) == 1
+    gate.add(EDITS[:2], [0, 1])  # as rolling back does
+    whole = SubjectRelationGate(encoder)
+    whole.load_state_dict(fitted)
+    whole.add(EDITS[1:], [1, 2, 3])
+    questions = [*(edit.prompt for edit in EDITS), "Do people in France eat?"]
+    for ours, theirs in zip(ask(gate, *questions), ask(whole, *questions), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_slots_are_given_anew(gate: SubjectRelationGate) -> None:
+    questions = [*(edit.prompt for edit in EDITS), "Do people in France eat?"]
+    gate.remove([0, 3])
+    before = ask(gate, *questions)
+    gate.renumber([1, 2])
+    gate.check()
+    after = ask(gate, *questions)
+    assert after.expert.tolist() == [{1: 0, 2: 1}.get(s, MISS) for s in before.expert.tolist()]
+    torch.testing.assert_close(after.score, before.score)
+
+
 def test_a_slot_that_is_added_again_has_its_new_subject_only(gate: SubjectRelationGate) -> None:
     gate.add([Edit("capital", "What is the capital of Peru?", "Cusco", "Peru")], [3])
     assert ask(gate, "What is the capital of Peru?").expert.item() == 3

@@ -32,6 +32,10 @@ class TextGate(Gate):
     def remove(self, slots: Sequence[int]) -> None:
         self.prompts = {text: slot for text, slot in self.prompts.items() if slot not in slots}
 
+    def renumber(self, slots: Sequence[int]) -> None:
+        place = {old: new for new, old in enumerate(slots)}
+        self.prompts = {text: place[slot] for text, slot in self.prompts.items()}
+
     def route(self, query: PromptQuery) -> Routing:
         assert query.texts is not None
         self.asked += query.texts
@@ -74,6 +78,10 @@ class StateGate(Gate):
     def remove(self, slots: Sequence[int]) -> None:
         keep = ~torch.isin(self.slots, torch.tensor(slots))
         self.keys, self.slots = self.keys[keep], self.slots[keep]
+
+    def renumber(self, slots: Sequence[int]) -> None:
+        place = {old: new for new, old in enumerate(slots)}
+        self.slots = torch.tensor([place[slot] for slot in self.slots.tolist()])
 
     def route(self, query: PromptQuery) -> Routing:
         assert query.states is not None

@@ -100,7 +100,7 @@ def remove(bank: str, ids: list[str]) -> int:
     """Take edits out: their prompts get the base model's answers again.
 
     The bank remembers them: `bank rollback` brings one back, and `fit` with the same edits leaves
-    them out.
+    them out. `bank compact` makes it forget.
 
     Args:
         bank: Path of the bank, which is changed.
@@ -136,6 +136,28 @@ def rollback(
     edit = loaded.rollback(id)
     _save(loaded, bank)
     print(f"{edit.id}: {edit.prompt} -> {edit.target}")
+    return 0
+
+
+def compact(bank: str) -> int:
+    """Forget for good what was removed or replaced; the live edits answer as before.
+
+    Its words, experts and keys go from the bank's two files. It cannot be rolled back, and `fit`
+    with a removed edit makes it again. Copies in run folders, checkpoints and merged banks keep
+    what they have.
+
+    Args:
+        bank: Path of the bank, which is changed; the model is not needed.
+
+    Example:
+        lightning-suite bank compact facts
+    """
+    before = read_bank(bank).tensors["bytes"]
+    loaded = _without_model(bank)
+    gone = loaded.compact()
+    _save(loaded, bank)
+    freed = before - read_bank(bank).tensors["bytes"]
+    print(f"{count(gone, 'version')} forgotten, {len(loaded)} live, {freed:,} bytes less")
     return 0
 
 
@@ -254,6 +276,7 @@ VERBS = {
     "show": show,
     "remove": remove,
     "rollback": rollback,
+    "compact": compact,
     "merge": merge,
     "export": export,
     "explain": explain,

@@ -73,6 +73,10 @@ class Gate(nn.Module, ABC):
         """Forget the keys in ``slots``; recalibrate what depended on them."""
 
     @abstractmethod
+    def renumber(self, slots: Sequence[int]) -> None:
+        """Give the edits in ``slots`` the slots 0, 1, …; no others are left. Nothing is read."""
+
+    @abstractmethod
     def route(self, query: PromptQuery) -> Routing:
         """Decide which edit serves each prompt."""
 

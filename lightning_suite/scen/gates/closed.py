@@ -114,6 +114,14 @@ class ClosedGate(KeyedGate):
         self._drop(slots)
         self._set_thresholds()
 
+    def renumber(self, slots: Sequence[int]) -> None:
+        """Keep the rows of ``slots``, in their order."""
+        super().renumber(slots)
+        kept = torch.tensor(slots, dtype=torch.int64, device=self.lowest.device)
+        self.lowest, self.hardest = self.lowest[kept], self.hardest[kept]
+        self.hardest_owner = self._renumbered(self.hardest_owner[kept], slots)
+        self.owners = self._renumbered(self.owners, slots)
+
     def _drop(self, slots: Sequence[int]) -> None:
         gone = torch.tensor(slots, device=self.owners.device)
         gone = gone[(gone < len(self.thresholds))]

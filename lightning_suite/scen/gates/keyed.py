@@ -90,6 +90,19 @@ class KeyedGate(Gate):
             return index.nearest(self.query(query.states))
         return nearest(self.similarity(query.states), self.thresholds)
 
+    def renumber(self, slots: Sequence[int]) -> None:
+        """Keep the rows of ``slots``, in their order."""
+        kept = torch.tensor(slots, dtype=torch.int64, device=self.thresholds.device)
+        self.keys, self.thresholds = self.keys[kept], self.thresholds[kept]
+
+    def _renumbered(self, of: Tensor, slots: Sequence[int]) -> Tensor:
+        """Return what slots become, MISS for those that are none of ``slots``."""
+        place = of.new_full((max([*slots, *of.tolist()], default=0) + 1,), MISS)
+        place[torch.tensor(slots, dtype=torch.int64, device=of.device)] = torch.arange(
+            len(slots), device=of.device
+        )
+        return torch.where(of >= 0, place[of.clamp_min(0)], MISS)
+
     def _key_index(self) -> routing.KeyIndex | None:
         """Return the index of the keys as they are, None where comparing with all is better."""
         if not self.indexable or self._without_index or len(self.keys) <= routing.EXACT_UP_TO:

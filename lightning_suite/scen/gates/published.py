@@ -89,7 +89,14 @@ class PublishedGate(KeyedGate):
         gone = torch.tensor(slots, device=self.slots.device)
         keep = ~torch.isin(self.slots, gone)
         self.states, self.slots = self.states[keep], self.slots[keep]
-        self.thresholds[gone[gone < len(self.thresholds)]] = torch.inf
+        gone = gone[gone < len(self.thresholds)]
+        self.thresholds[gone] = torch.inf
+        self.keys[gone] = 0
+
+    def renumber(self, slots: Sequence[int]) -> None:
+        """Keep the neurons in ``slots``, in their order."""
+        super().renumber(slots)
+        self.slots = self._renumbered(self.slots, slots)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the settings."""

@@ -123,8 +123,6 @@ class SubjectRelationGate(Gate):
             self._read_new()
         except BaseException:  # as if they had never been given
             self.remove(slots)
-            read = list(self._wordings.items())[: len(self.features)]
-            self._wordings, self._texts = dict(read), []
             raise
         if guessed:
             shown = "; ".join(guessed[:_NAMES_SHOWN])
@@ -135,12 +133,21 @@ class SubjectRelationGate(Gate):
             )
 
     def remove(self, slots: Sequence[int]) -> None:
-        """Forget the edits in ``slots``."""
+        """Forget the edits in ``slots``, and the wordings that no other edit has."""
         for slot in slots:
             key = self._keys.pop(slot, None)
             if key is not None:
                 for words in key.subjects:
                     self._index.remove(words, slot)
+        self._forget_unused()
+
+    def renumber(self, slots: Sequence[int]) -> None:
+        """Give the edits in ``slots`` the slots 0, 1, …; no others are left."""
+        kept = [self._keys[slot] for slot in slots]
+        self._index, self._keys = SubjectIndex(), {}
+        for slot, key in enumerate(kept):
+            self._hold(slot, key)
+        self._forget_unused()
 
     def route(self, query: PromptQuery) -> Routing:
         """Decide on each prompt: one forward pass of those that name a subject.
@@ -238,6 +245,19 @@ class SubjectRelationGate(Gate):
         self._keys[slot] = key
         for words in key.subjects:
             self._index.add(words, slot)
+
+    def _forget_unused(self) -> None:
+        used = sorted({number for key in self._keys.values() for number in key.wordings})
+        if len(used) == len(self._wordings):
+            return
+        texts, place = list(self._wordings), {old: new for new, old in enumerate(used)}
+        self._wordings = {texts[old]: new for old, new in place.items()}
+        self._texts = []
+        # Those that have not been read yet are the last.
+        self.features = self.features[[old for old in used if old < len(self.features)]]
+        for slot, key in self._keys.items():
+            numbers = tuple(place[number] for number in key.wordings)
+            self._keys[slot] = key._replace(wordings=numbers)
 
     def _prepare(self) -> None:
         """Learn the metric if that was not done; a bank of an older format has another one."""
