@@ -20,7 +20,7 @@ from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.evaluation import BaseAnswers, ScoredPrompt, learning_curve
 from lightning_suite.scen.evaluation_tables import write_evaluation
 from lightning_suite.scen.gates.base import MISS
-from lightning_suite.scen.layer_choice import causal_lm, find_layer
+from lightning_suite.scen.layer_choice import causal_lm, find_layer, is_compiled
 
 _VERSION = 1
 
@@ -113,7 +113,7 @@ class ExpertGateCallback(Callback):
         self._words = self._find_tokenizer(trainer, pl_module)
         if self.bank is None:
             self.bank = self._open()
-        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in pl_module.modules()):
+        if is_compiled(pl_module):
             raise SuiteError(
                 "ExpertGateCallback chooses experts in Python code, which torch.compile would "
                 "trace once and leave in. Run without torch.compile."

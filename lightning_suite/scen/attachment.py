@@ -33,7 +33,7 @@ from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.expert_table import Weights, edited_rows
 from lightning_suite.scen.fingerprint import check_base
 from lightning_suite.scen.gates.base import MISS, PromptQuery, Routing
-from lightning_suite.scen.layer_choice import causal_lm, find_layer, layer_bias
+from lightning_suite.scen.layer_choice import causal_lm, find_layer, is_compiled, layer_bias
 from lightning_suite.scen.passes import (
     ForwardPass,
     HeldDecision,
@@ -71,7 +71,7 @@ def attach(
         SuiteError: The bank is for another model, a bank acts on that layer already, or the model
             is compiled.
     """
-    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in model.modules()):
+    if is_compiled(model):
         raise SuiteError(
             "the model is compiled, and compiled code does not see what is attached later. Attach "
             "the bank to the model before torch.compile."

@@ -583,6 +583,13 @@ class TestWrappedModels:
         with pytest.raises(SuiteError, match="Attach the bank to the model before torch.compile"):
             attach(bank_for(model), torch.compile(model, backend="eager"), tokenizer())
 
+    def test_a_model_with_a_compiled_forward_inside_is_refused(self, model: Any) -> None:
+        inner = model.model.layers[1].mlp
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inner, "forward", torch.compile(inner.forward, backend="eager"))
+            with pytest.raises(SuiteError, match="the model is compiled"):
+                attach(bank_for(model), model, tokenizer())
+
     def test_a_module_that_holds_the_model(self, model: Any) -> None:
         class Holder(nn.Module):
             def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -121,6 +122,17 @@ class TestTheBaseModel:
         assert identify(glass_model(dtype)).sha256 != bank.sha256
         check_base(bank, glass_model(dtype))
         check_base(identify(glass_model(dtype)), glass_model())
+
+    def test_rounded_once_in_each_of_two_ways_is_another(self) -> None:
+        """bfloat16 has lost digits that float16 has, and the other way round."""
+        exact = glass_model()
+        with torch.no_grad():
+            for weight in exact.parameters():
+                weight.add_(1e-3 * torch.randn_like(weight))  # no numbers that both can write
+        bank = identify(copy.deepcopy(exact).bfloat16())
+        check_base(bank, exact)
+        with pytest.raises(SuiteError, match=r"0\..% apart"):
+            check_base(bank, exact.half())
 
     def test_is_another_with_other_weights_in_the_map_or_the_embedding(self) -> None:
         bank = identify(glass_model())
