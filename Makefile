@@ -102,6 +102,7 @@ lint: $(STAMP)dev  ## Ruff (rules and format) and mypy --strict.
 	@$(BIN)/mypy
 	@$(BIN)/python benchmarks/readme_table.py --check || { echo "the README's table is not that of benchmarks/results: python benchmarks/readme_table.py"; exit 1; }
 	@$(BIN)/python benchmarks/scen_card.py --check || { echo "docs/scen.md's tables are not those of benchmarks/results: python benchmarks/scen_card.py"; exit 1; }
+	@$(BIN)/python benchmarks/lmcd_card.py --check || { echo "docs/lmcd.md's tables are not those of benchmarks/results: python benchmarks/lmcd_card.py"; exit 1; }
 
 bench: $(STAMP)dev  ## Benchmarks that need no data and no language model; write the README's table.
 	@for name in callback_overhead monitor_overhead batched_sweep resofilter_speed; do \

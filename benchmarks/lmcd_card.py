@@ -2,27 +2,18 @@
 
 python benchmarks/lmcd_card.py            # rewrite each table between its two markers
 python benchmarks/lmcd_card.py --check    # exit 1 if the card is not up to date
-
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import sys
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
+import card_tables
+from card_tables import markdown
 from lmcd_intervals import over_folds
 
-from lightning_suite.files import atomic_write
-
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-CARD = ROOT / "docs" / "lmcd.md"
-TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 NAMES = {"frcsub": "FrcSub", "verbagg": "VerbAgg", "situations": "a new situation"}
 CEILING = "ceiling of one ability"
 ROWS = {  # of what LMCD is compared with, as the card calls them
@@ -78,22 +69,15 @@ def away(row: Data, other: Data, name: str, folds: int) -> str:
     return f"{f'**{value}**' if clear else value} [{low}, {high}]"
 
 
-def lines(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a Markdown table."""
-    head = list(header)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
-
-
 def load(name: str) -> Data:
-    found: Data = json.loads((RESULTS / f"lmcd_{name}.json").read_text(encoding="utf-8"))
-    return found
+    return card_tables.result(f"lmcd_{name}")
 
 
 def baselines(result: str = "quality") -> str:
     """Return bounds and baselines, on all data sets of a result."""
     data = load(result)["data"]
     names = [name for name in NAMES if name in data]
-    return lines(
+    return markdown(
         ["", *(NAMES[name] for name in names)],
         [
             [title, *(spread(data[name][key]) if key in data[name] else "" for name in names)]
@@ -107,7 +91,7 @@ def against(name: str, result: str, ways: dict[str, str]) -> str:
     """Return ways, by what the card calls them, against what they are compared with."""
     found = load(result)
     rows = found["data"][name]
-    return lines(
+    return markdown(
         ["", "AUC", *(f"against {title}" for title in AGAINST.values())],
         [
             [
@@ -146,7 +130,7 @@ def texts(result: str = "quality", ways: tuple[str, ...] = ("ncdm", "irt", "ridg
         if all(f"{way} {text}" in data[name] for text in TEXTS)
     ]
     titles = [way if way == "ridge" else f"`{way}`" for _, way in columns]
-    return lines(
+    return markdown(
         ["text", *(f"{NAMES[name]}, {t}" for (name, _), t in zip(columns, titles, strict=True))],
         [
             [title, *(number(data[name][f"{way} {text}"]["auc"]) for name, way in columns)]
@@ -172,7 +156,7 @@ def attach() -> str:
                     f"{number(own['against_trained'], sign=True)} [{low}, {high}]",
                 ]
             )
-    return lines(
+    return markdown(
         [
             "", "K", "floor: own rate", "rate and difficulty", "`map`", "`gradient`", "trained",
             "`map` against trained",
@@ -195,7 +179,7 @@ def curves() -> str:
             *(f"{row['peak_mib']:.0f}" for row in own),
         ]
 
-    return lines(
+    return markdown(
         [
             "students", "tokens", *(f"{mode}, s" for mode in modes), "packed", "cached",
             *(f"{mode}, MiB" for mode in modes),
@@ -223,13 +207,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def main() -> int:
-    old = CARD.read_text(encoding="utf-8")
-    new = TABLE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", old)
-    if "--check" in sys.argv[1:]:
-        return int(new != old)
-    with atomic_write(CARD) as file:
-        file.write(new)
-    return 0
+    return card_tables.main("docs/lmcd.md", TABLES, sys.argv[1:])
 
 
 if __name__ == "__main__":

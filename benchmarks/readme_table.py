@@ -6,17 +6,11 @@ python benchmarks/readme_table.py --check    # exit 1 if the README is not up to
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-from lightning_suite.files import atomic_write
-
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-START, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
+import card_tables
 
 Rows = Iterator[tuple[str, str]]
 
@@ -152,7 +146,7 @@ def lmcd_speed(result: dict[str, Any]) -> Rows:
             )
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
+FIGURES: dict[str, Callable[[dict[str, Any]], Rows]] = {
     "callback_overhead": callback_overhead,
     "monitor_overhead": monitor_overhead,
     "batched_sweep": batched_sweep,
@@ -170,30 +164,21 @@ SCRIPTS = {
 }
 
 
-def table() -> str:
-    lines = ["| what | measured | command |", "|---|---|---|"]
-    for name, rows in TABLES.items():
-        path = RESULTS / f"{name}.json"
-        if path.exists():
-            result = json.loads(path.read_text(encoding="utf-8"))
-            script = SCRIPTS.get(name, name)
-            lines += [
-                f"| {what} | {number} | `benchmarks/{script}.py` |" for what, number in rows(result)
-            ]
-    return "\n".join(lines)
+def benchmarks() -> str:
+    """Return the table of all figures; a result that is not there leaves its rows out."""
+    return card_tables.markdown(
+        ("what", "measured", "command"),
+        (
+            (what, figure, f"`benchmarks/{SCRIPTS.get(name, name)}.py`")
+            for name, rows in FIGURES.items()
+            if (card_tables.RESULTS / f"{name}.json").exists()
+            for what, figure in rows(card_tables.result(name))
+        ),
+    )
 
 
 def main() -> int:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    head, _, rest = text.partition(START)
-    _, _, tail = rest.partition(END)
-    new = f"{head}{START}\n{table()}\n{END}{tail}"
-    if "--check" in sys.argv[1:]:
-        return int(new != text)
-    with atomic_write(readme) as file:
-        file.write(new)
-    return 0
+    return card_tables.main("README.md", {"benchmarks": benchmarks}, sys.argv[1:])
 
 
 if __name__ == "__main__":

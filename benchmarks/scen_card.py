@@ -2,25 +2,16 @@
 
 python benchmarks/scen_card.py            # rewrite each table between its two markers
 python benchmarks/scen_card.py --check    # exit 1 if the card is not up to date
-
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from lightning_suite.files import atomic_write
-
-ROOT = Path(__file__).resolve().parents[1]
-CARD = ROOT / "docs" / "scen.md"
-RESULTS = ROOT / "benchmarks" / "results"
-TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+import card_tables
+from card_tables import markdown
 
 MEASURES = (
     "reliability",
@@ -30,9 +21,9 @@ MEASURES = (
     "locality_random",
 )
 HEAD = (
-    "| expert | gate | paraphrases: gate, expert | edits × draws | reliability | generality "
-    "| locality: same subject | same object | random |"
-)
+    "expert", "gate", "paraphrases: gate, expert", "edits × draws", "reliability", "generality",
+    "locality: same subject", "same object", "random",
+)  # fmt: skip
 ABLATIONS = ("r=4, own prompt only", "r=4, own prompt and paraphrases only", "r=4, random start")
 EXPERTS = ("r=4", "full", "r=8", "r=1", "r=4, paraphrases")
 GATES = ("oracle", "subject", "subject, 2 %", "subject, one reading", "cosines, as before",
@@ -130,10 +121,8 @@ def cell(rows: Sequence[Row], measure: str) -> str:
     return mean if low == high else f"{mean} [{low}, {high}]"
 
 
-def systems(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the lines of the table of all systems."""
-    yield HEAD
-    yield "|" + "---|" * (HEAD.count("|") - 1)
+def systems(rows: Sequence[Row]) -> Iterator[list[str]]:
+    """Yield the rows of the table of all systems."""
     found = grouped(rows)
     for key in order(found):
         expert, gate, paraphrases, edits = key
@@ -141,60 +130,47 @@ def systems(rows: Sequence[Row]) -> Iterator[str]:
         told = "–" if expert in BASELINES else f"{paraphrases}, {of_expert}"
         cells = [NAMES[expert], "" if expert in BASELINES else NAMES[gate], told]
         cells.append(f"{edits} × {len(found[key])}")
-        cells += [cell(found[key], measure) for measure in MEASURES]
-        yield f"| {' | '.join(cells)} |"
+        yield cells + [cell(found[key], measure) for measure in MEASURES]
 
 
-def somewhere(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the lines of the table that counts targets anywhere in an answer."""
+def somewhere(rows: Sequence[Row]) -> Iterator[list[str]]:
+    """Yield the rows of the table that counts targets anywhere in an answer."""
     names = [f"{what}_somewhere_in_the_answer" for what in ("reliability", "generality")]
-    yield "| the target stands somewhere in the answer | edits × draws | own prompts | rephrases |"
-    yield "|---|---|---|---|"
     found = grouped(rows)
     for key in order(found):
         if names[0] in found[key][0]:
-            shares = " | ".join(cell(found[key], name) for name in names)
-            yield f"| {NAMES[key[0]]} | {key[3]} × {len(found[key])} | {shares} |"
+            shares = [cell(found[key], name) for name in names]
+            yield [NAMES[key[0]], f"{key[3]} × {len(found[key])}", *shares]
 
 
-def ideas(found: dict[str, dict[str, float]]) -> Iterator[str]:
-    """Yield the lines of the table of the gate's ideas."""
-    yield "| idea | 1 wording known | 3 wordings known |"
-    yield "|---|---|---|"
+def ideas(found: dict[str, dict[str, float]]) -> Iterator[list[str]]:
+    """Yield the rows of the table of the gate's ideas."""
     for idea, name in IDEAS.items():
         cells = [number(found[known][idea]) if idea in found.get(known, {}) else "–"
                  for known in ("1", "3")]  # fmt: skip
-        yield f"| {name} | {' | '.join(cells)} |"
+        yield [name, *cells]
 
 
-def card(text: str) -> str:
-    """Return the card with each table as the results have it."""
-    rows = _read("scen_quality")["rows"]
-    tables: dict[str, Callable[[], Iterator[str]]] = {
-        "systems": lambda: systems(rows),
-        "somewhere": lambda: somewhere(rows),
-        "ideas": lambda: ideas(_read("scen_gate")["ideas"]),
-    }
-    wanted = sorted(tables)
-    found = sorted(match[2] for match in TABLE.finditer(text))
-    if found != wanted:
-        raise SystemExit(f"{CARD.name} has the tables {found}, and should have {wanted}.")
-    return TABLE.sub(lambda at: at[1] + "\n".join(tables[at[2]]()) + "\n" + at[3], text)
+def quality() -> list[Row]:
+    rows: list[Row] = card_tables.result("scen_quality")["rows"]
+    return rows
 
 
-def _read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return found
+TABLES: dict[str, Callable[[], str]] = {
+    "systems": lambda: markdown(HEAD, systems(quality())),
+    "somewhere": lambda: markdown(
+        ("the target stands somewhere in the answer", "edits × draws", "own prompts", "rephrases"),
+        somewhere(quality()),
+    ),
+    "ideas": lambda: markdown(
+        ("idea", "1 wording known", "3 wordings known"),
+        ideas(card_tables.result("scen_gate")["ideas"]),
+    ),
+}
 
 
 def main() -> int:
-    text = CARD.read_text(encoding="utf-8")
-    new = card(text)
-    if "--check" in sys.argv[1:]:
-        return int(new != text)
-    with atomic_write(CARD) as file:
-        file.write(new)
-    return 0
+    return card_tables.main("docs/scen.md", TABLES, sys.argv[1:])
 
 
 if __name__ == "__main__":

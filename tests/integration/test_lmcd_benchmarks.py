@@ -15,7 +15,6 @@ from lightning_suite.lmcd.prefix_cache import PrefixCache
 pytest.importorskip("transformers")
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import lmcd_card
 from lmcd_domains import write_situations
 from lmcd_intervals import compare, over_folds
 from lmcd_split import Predicted
@@ -101,8 +100,3 @@ def test_what_a_split_has_given_is_not_computed_again(
     assert again.logits["a way"].tolist() == [1.0, 2.0]
     assert again.seconds["a way"] >= 0
     assert again.loads["a way"] >= 0
-
-
-def test_the_card_has_the_tables_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["lmcd_card.py", "--check"])
-    assert lmcd_card.main() == 0, "python benchmarks/lmcd_card.py writes them"

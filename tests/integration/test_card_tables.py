@@ -1,0 +1,60 @@
+"""Tables of measured figures in README and cards: made from the results, and checked by `make lint`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import card_tables
+import lmcd_card
+import readme_table
+import scen_card
+
+sys.path.pop(0)
+
+CARD = """Before.
+<!-- table: one -->
+old
+<!-- end of table -->
+Between.
+<!-- table: two -->
+<!-- end of table -->
+"""
+
+
+def one() -> str:
+    return card_tables.markdown(("a", "b"), [("1", "2"), ("3", "")])
+
+
+def test_each_table_is_written_between_its_markers_and_nothing_else_is() -> None:
+    assert card_tables.fill(CARD, {"one": one, "two": lambda: "new\n"}) == CARD.replace(
+        "old", "| a | b |\n|---|---|\n| 1 | 2 |\n| 3 |  |"
+    ).replace("two -->\n", "two -->\nnew\n")
+
+
+def test_a_table_too_few_or_too_many_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"has the tables \['one', 'two'\], and should have"):
+        card_tables.fill(CARD, {"one": one})
+
+
+def test_checking_tells_what_is_out_of_date_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card_tables, "ROOT", tmp_path)
+    file, tables = tmp_path / "card.md", {"one": one, "two": str}
+    file.write_text(CARD)
+    assert card_tables.main("card.md", tables, ["--check"]) == 1
+    assert file.read_text() == CARD
+    assert card_tables.main("card.md", tables, []) == 0
+    assert card_tables.main("card.md", tables, ["--check"]) == 0
+    with pytest.raises(SystemExit, match="card.md: it has the tables"):
+        card_tables.main("card.md", {}, [])
+
+
+@pytest.mark.parametrize("script", [lmcd_card, readme_table, scen_card], ids=lambda s: s.__name__)
+def test_what_is_written_is_up_to_date(script: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["", "--check"])
+    assert script.main() == 0, "run it without --check"  # type: ignore[attr-defined]
