@@ -1,4 +1,4 @@
-"""Tables of measured figures in README and cards: made from the results, and checked by `make lint`."""
+"""Tables of measured figures in README and cards: made from results, and checked by lint."""
 
 from __future__ import annotations
 
