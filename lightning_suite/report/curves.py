@@ -73,7 +73,7 @@ def draw_panel(
             )
         _scale(axes, [value for _, name in lines for value in series[name].values])
         axes.set_xlabel("step")
-        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.get_major_locator().set_params(nbins=5, integer=True)  # half steps do not exist
         if len(panel.lines) > 1 and looks is None:
             axes.legend(
                 fontsize=8 if len(legend) <= _LABELS else 6.5, handlelength=1.2, borderaxespad=0.2

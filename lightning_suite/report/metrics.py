@@ -21,6 +21,7 @@ _LEARNING_RATE = re.compile(r"lr-([^/-]+)(?:-(\d+))?(?:/(.+?))?(?:-(momentum|wei
 METRICS = "Metrics"  # group of what the module itself logs
 LEARNING_RATES = "Learning rates"
 _NUMBER = re.compile(r"(\d+)")
+_COUNTED = re.compile(r"(?:^|[_.-])\d+(?:$|[_.-])")  # block_0, h.3: one of several; not f1
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def panels(names: list[str]) -> list[Panel]:
         place = _place(name)
         found.setdefault(place._replace(label=""), []).append((place.label, name))
     return [
-        Panel(key.group, key.title, _in_order(lines), key.ordered)
+        Panel(key.group, _title(key, lines), _in_order(lines), key.ordered)
         for key, lines in sorted(
             found.items(), key=lambda item: (item[0].rank, item[0].group, _natural(item[0].title))
         )
@@ -132,6 +133,13 @@ class _Place(NamedTuple):
     title: str
     ordered: bool
     label: str
+
+
+def _title(key: _Place, lines: list[tuple[str, str]]) -> str:
+    """A number stands for its like only where there are several."""
+    if key.ordered and len(lines) == 1:
+        return lines[0][1].removeprefix(f"{key.group}/").replace("/", " / ")
+    return key.title
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
@@ -171,7 +179,7 @@ def _place(name: str) -> _Place:
                 stage = f"{stage.removesuffix(suffix)} ({suffix[1:]})"
                 what = what.removesuffix(suffix)
         return _Place(0, METRICS, what, False, stage)
-    counted = [part for part in parts if _NUMBER.search(part)]
+    counted = [part for part in parts if _COUNTED.search(part)]
     if counted:
         title = " / ".join("*" if part in counted else part for part in parts)
         return _Place(2, prefix, title.removesuffix(" / *"), True, "/".join(counted))

@@ -64,7 +64,7 @@
 
   const searchable = (table) => {
     const rows = [...table.tBodies[0].rows];
-    if (rows.length <= 15) return;
+    if (rows.length <= 15) return;  // as many as the box of a table shows at once
     const box = table.closest(".scroll");
     const search = document.createElement("input");
     const found = document.createElement("p");
@@ -88,11 +88,45 @@
     box.after(found);
   };
 
+  // What is wider or higher than its box: where there is more of it, and a line that says so.
+  const scrolling = (box) => {
+    const quiet = !box.matches(".plot, .scroll");  // the bar and the code say it by fading alone
+    const named = box.hasAttribute("tabindex");
+    const hint = document.createElement("p");
+    hint.className = "hint";
+    hint.textContent = "Scroll sideways to see all of it \u2194";
+    const show = () => {
+      const wide = box.scrollWidth - box.clientWidth, high = box.scrollHeight - box.clientHeight;
+      const more = {
+        left: wide > 1 && box.scrollLeft > 1,
+        right: wide > 1 && box.scrollLeft < wide - 1,
+        below: high > 1 && box.scrollTop < high - 1 && box.matches(".tall, pre"),
+      };
+      for (const [side, is] of Object.entries(more)) box.classList.toggle(side, is);
+      box.classList.toggle("more", Object.values(more).includes(true));
+      if (quiet) return;
+      if (wide > 1 && !hint.isConnected) box.before(hint);
+      if (wide <= 1) hint.remove();
+      if (!named) {  // reachable by keyboard only where there is something to reach
+        if (wide > 1) {
+          box.tabIndex = 0;
+          box.setAttribute("role", "region");
+          box.setAttribute("aria-label", box.querySelector("svg, img")?.getAttribute("aria-label") ?? "Figure");
+        } else for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
+      }
+    };
+    show();
+    box.addEventListener("scroll", show, { passive: true });
+    new ResizeObserver(show).observe(box);
+    box.closest("details")?.addEventListener("toggle", show);
+  };
+
   addEventListener("DOMContentLoaded", () => {
     themeButton();
     document.querySelectorAll("button.copy").forEach(copyButton);
     document.querySelectorAll("table").forEach(sortable);
     document.querySelectorAll("table").forEach(searchable);
+    document.querySelectorAll(".plot, .scroll, .bar nav, pre").forEach(scrolling);
     addEventListener("beforeprint", () => {
       document.querySelectorAll("details").forEach((block) => { block.open = true; });
     });

@@ -28,12 +28,13 @@ from lightning_suite.report.metrics import (
 from lightning_suite.report.runs import Run, open_run
 from lightning_suite.report.scen_section import edit_cards
 from lightning_suite.report.svg import inline_svg
-from lightning_suite.report.tables import html_table, read_table, short_number
+from lightning_suite.report.tables import IN_VIEW, breakable, html_table, read_table, short_number
 from lightning_suite.run_folder import Artifact
 
 _DEFAULT_SECTION = "Results"
 _LARGE_SVG = 3_000_000  # bytes; a scatter plot above it goes in as PNG
 _MANY_PANELS = 48
+_LOGGED = "Logged values"  # of a run that trained nothing
 
 
 def write_report(folder: str | Path) -> Path:
@@ -169,7 +170,7 @@ def _table(folder: Path, artifact: Artifact) -> str:
 
 
 def _link(run: Run, path: Path) -> str:
-    return f'<a href="{quote(path.relative_to(run.folder).as_posix())}">{escape(path.name)}</a>'
+    return f'<a href="{quote(path.relative_to(run.folder).as_posix())}">{breakable(path.name)}</a>'
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -179,23 +180,29 @@ def _training_sections(run: Run) -> list[Section]:
     path = run.logs / "metrics.csv"
     if not path.exists():
         return []
+    title = _LOGGED if run.subcommand in {"validate", "test", "predict"} else "Training"
     try:
         metrics = read_metrics(path)
     except SuiteError as err:
-        return [Section("Training", notice(str(err)))]
+        return [Section(title, notice(str(err)))]
     if not metrics.series:
-        return [Section("Training", notice(f"{path.name} holds no values: nothing was logged."))]
+        return [Section(title, notice(f"{path.name} holds no values: nothing was logged."))]
     plan = panels(list(metrics.series))
     notes = []
     if metrics.torn:
         notes.append(notice(f"The last row of {path.name} was cut off and is left out."))
-    if len(plan) > _MANY_PANELS:
-        notes.append(notice(f"The first {_MANY_PANELS} of {len(plan)} groups of curves are drawn."))
-    drawn = _curves(plan[:_MANY_PANELS], metrics)
+    # one value is no curve: the summary has it
+    curves = [
+        panel
+        for panel in plan
+        if any(len(metrics.series[name].values) > 1 for _, name in panel.lines)
+    ]
+    if len(curves) > _MANY_PANELS:
+        text = f"The first {_MANY_PANELS} of {len(curves)} groups of curves are drawn."
+        notes.append(notice(text))
+    drawn = _curves(curves[:_MANY_PANELS], metrics)
     return [
-        Section(
-            "Training", "\n".join([*notes, _tiles(plan, metrics), drawn, _summary(plan, metrics)])
-        )
+        Section(title, "\n".join([*notes, _tiles(plan, metrics), drawn, _summary(plan, metrics)]))
     ]
 
 
@@ -288,7 +295,7 @@ def _file_sections(run: Run) -> list[Section]:
         return []
     rows = "\n".join(
         f'<tr><td>{_link(run, path)}</td><td class="soft">'
-        f"{escape(path.relative_to(run.folder).parent.as_posix())}</td>"
+        f"{breakable(path.relative_to(run.folder).parent.as_posix())}</td>"
         f'<td class="number" data-value="{path.stat().st_size}">{_size(path)}</td></tr>'
         for path in files
     )
@@ -299,8 +306,10 @@ def _file_sections(run: Run) -> list[Section]:
     return [
         Section(
             "Files",
-            '<div class="card"><div class="scroll" tabindex="0" role="region" aria-label="Files">'
-            f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div></div>",
+            f'<div class="card"><div class="scroll{" tall" if len(files) > IN_VIEW else ""}" '
+            'tabindex="0" role="region" aria-label="Files">'
+            f'<table class="listing"><thead><tr>{head}</tr></thead>'
+            f"<tbody>\n{rows}\n</tbody></table></div></div>",
         )
     ]
 

@@ -67,7 +67,7 @@ def describe_scores(
             folder,
             "layers",
             layer_heatmap(columns, main),
-            f"{main}: layers and percentiles",
+            f"Percentiles of {main} in each watched layer",
             "Each row is a watched layer, each cell one percentile of the samples' values there, "
             "in units of the layer's own interquartile range from its median.",
         )
@@ -137,7 +137,7 @@ def add_histogram(
         folder,
         "histogram",
         score_histogram(name, values, kept),
-        f"{name}: all samples",
+        f"Distribution of {name} over all samples",
         f"Blue {verb}; dashed lines are where that begins and ends. The first and last bar hold "
         "what is beyond the 0.1 % and 99.9 % quantiles.",
     )

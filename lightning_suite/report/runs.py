@@ -99,12 +99,16 @@ class Run:
         config = self.record.get("config")
         if isinstance(config, str) and config.strip():
             texts["Configuration of the run"] = config
-        for name in ("config.yaml", "hparams.yaml"):
+        titles = {
+            "config.yaml": "config.yaml: configuration of the run",
+            "hparams.yaml": "hparams.yaml: hyperparameters of model and data",
+        }
+        for name, title in titles.items():
             path = self.logs / name
             if path.exists():
                 text = path.read_text(encoding="utf-8", errors="replace")
                 if text.strip() not in {"", "{}"} and text not in texts.values():
-                    texts[name] = text
+                    texts[title] = text
         return texts
 
 

@@ -62,6 +62,8 @@ def inline_svg(text: str, *, prefix: str, label: str) -> str:
             "aria-label": label,
             "class": ("themed" if themed else "paper") + (" wide" if width > 400 else ""),
         }
+        if width > 400:  # the page scrolls it before its letters get too small to read
+            root.set("style", f"--drawn: {width:.0f}px")
         return ElementTree.tostring(root, encoding="unicode")
     except RecursionError:
         raise SuiteError("the SVG file is nested too deeply") from None

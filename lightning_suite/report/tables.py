@@ -13,6 +13,9 @@ from urllib.parse import quote
 from lightning_suite.errors import SuiteError
 
 SHOWN_ROWS = 500  # a page with more is slow on a phone; the CSV beside it has them all
+PRINTED_ROWS = 40  # of a table on paper
+IN_VIEW = 15  # rows; a table with more scrolls in its box
+_MANY = 10  # columns; a table with more is too wide for paper
 _LONG = 40  # characters of a cell from which on it takes several lines
 
 
@@ -71,7 +74,8 @@ def html_table(
     """Return a sortable table inside a box that scrolls on narrow screens.
 
     A column is numeric if all its filled cells are numbers; these are shown with four significant
-    digits, and in full as tooltip.
+    digits, and in full as tooltip. Of a table with long texts each row becomes a block on a phone,
+    with the column's name above each value; so it does on paper where there are many columns.
 
     Args:
         header: Column names.
@@ -85,6 +89,9 @@ def html_table(
         and all(_is_number(row[i].text) for row in cells if row[i].text)
         for i in range(len(header))
     ]
+    texts = [any(len(row[i].text) >= _LONG for row in cells) for i in range(len(header))]
+    many = len(header) > _MANY
+    labels = list(header) if any(texts) or many else [""] * len(header)
     head = "".join(
         f'<th scope="col" aria-sort="none"{_kind(number)}>'
         f'<button type="button">{_heading(name)}</button></th>'
@@ -93,17 +100,23 @@ def html_table(
     body = "\n".join(
         "<tr>"
         + "".join(
-            _cell(cell, numeric[place], name=named_rows and place == 0)
+            _cell(cell, numeric[place], name=named_rows and place == 0, label=labels[place])
             for place, cell in enumerate(row)
         )
         + "</tr>"
         for row in cells
     )
-    kind = ' class="named"' if named_rows else ""
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
+    has = {"named": named_rows, "texts": any(texts), "many": many}
+    kinds = [name for name, true in has.items() if true]
+    kind = f' class="{" ".join(kinds)}"' if kinds else ""
+    tall = " tall" if len(cells) > IN_VIEW else ""
+    table = (
+        f'<div class="scroll{tall}" tabindex="0" role="region" aria-label="{escape(label)}">'
         f"<table{kind}><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
     )
+    if len(cells) > PRINTED_ROWS:
+        table += f'<p class="printed">Printed: the first {PRINTED_ROWS} of {len(cells):,} rows.</p>'
+    return table
 
 
 def short_number(text: str) -> str:
@@ -114,13 +127,14 @@ def short_number(text: str) -> str:
     return f"{number:.4g}"
 
 
-def _cell(cell: Cell, number: bool, *, name: bool) -> str:
+def _cell(cell: Cell, number: bool, *, name: bool, label: str) -> str:
     tag, scope = ("th", ' scope="row"') if name else ("td", "")
     classes = ["number"] if number and not name else []
     classes += ["long"] if not number and len(cell.text) >= _LONG else []
     classes += ["best"] if cell.best else []
     kind = f' class="{" ".join(classes)}"' if classes else ""
-    shown, data = _breakable(cell.text), ""
+    shown, data = breakable(cell.text), ""
+    column = f' data-label="{escape(label)}"' if label and not name and cell.text else ""
     if number and cell.text:
         short = short_number(cell.text)
         data = f' data-value="{escape(cell.text)}"'
@@ -128,7 +142,7 @@ def _cell(cell: Cell, number: bool, *, name: bool) -> str:
         shown = escape(short)
     if cell.link:
         shown = f'<a href="{quote(cell.link)}">{shown}</a>'
-    return f"<{tag}{scope}{kind}{data}>{shown}</{tag}>"
+    return f"<{tag}{scope}{kind}{column}{data}>{shown}</{tag}>"
 
 
 def _kind(number: bool) -> str:
@@ -152,8 +166,8 @@ def _heading(name: str) -> str:
     return f"{escape(name[:middle])}<wbr>{escape(name[middle:])}"
 
 
-def _breakable(text: str) -> str:
-    """Let long names wrap where a reader would."""
+def breakable(text: str) -> str:
+    """Escape a text, and let long names in it wrap where a reader would."""
     safe = escape(text)
     if len(text) <= 14:
         return safe

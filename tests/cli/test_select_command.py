@@ -94,7 +94,9 @@ def test_the_report_shows_the_cut(select: Select) -> None:
     before = Path("scores/artifacts/resofilter_histogram.svg").read_bytes()
     select("--keep=0.2", "--by=unsaturation")
     assert Path("scores/artifacts/resofilter_histogram.svg").read_bytes() != before
-    assert "unsaturation: all samples" in Path("scores/report.html").read_text(encoding="utf-8")
+    assert "Distribution of unsaturation over all samples" in Path("scores/report.html").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(

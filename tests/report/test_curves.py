@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -52,6 +53,12 @@ def test_the_same_values_give_the_same_drawing() -> None:
 def test_diverged_and_degenerate_runs_are_drawn(values: list[float]) -> None:
     svg = draw_panel(Panel("Metrics", "loss", [("train", "a")]), {"a": a_series(values)})
     assert inline_svg(svg, prefix="x-", label="loss").startswith("<svg")
+
+
+def test_two_steps_have_no_quarters_between_them() -> None:
+    svg = draw_panel(Panel("Metrics", "loss", [("train", "a")]), {"a": a_series([3.0, 4.0])})
+    ticks = re.findall(r"<!-- (.*?) -->", svg)
+    assert ticks[: ticks.index("step")] == ["0", "1"]
 
 
 def test_equal_curves_are_one_line_with_all_their_labels() -> None:

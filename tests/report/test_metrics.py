@@ -134,8 +134,18 @@ def test_keys_of_a_method_that_differ_in_a_number_share_a_panel_in_counting_orde
     assert [
         panel.title for panel in panels(["m/block_1/rms", "m/block_2/rms", "m/block_1/cos"])
     ] == [
-        "* / cos",
+        "block_1 / cos",  # alone, it is called by its name
         "* / rms",
+    ]
+
+
+def test_a_digit_within_a_name_counts_nothing() -> None:
+    """Three lone metrics, no series of them: each has its panel, and none is called ``*``."""
+    names = ["lmcd/val_f1", "lmcd/test_f1", "lmcd/hits_at_5"]
+    assert [(panel.title, panel.lines[0][1]) for panel in panels(names)] == [
+        ("hits_at_5", "lmcd/hits_at_5"),
+        ("test_f1", "lmcd/test_f1"),
+        ("val_f1", "lmcd/val_f1"),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import sys
@@ -331,6 +332,17 @@ def test_values_that_are_not_finite_are_pointed_out(tmp_path: Path) -> None:
 def test_a_run_that_logged_nothing_says_so(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,a\n")
     assert "nothing was logged" in Page(write_report(tmp_path)).text
+
+
+def test_one_value_is_no_curve_and_a_test_no_training(tmp_path: Path) -> None:
+    record = {"version": 1, "command": ["lightning-suite", "test", "-c", "a.yaml"]}
+    (tmp_path / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "metrics.csv").write_text("step,m/test_f1\n0,0.75\n", encoding="utf-8")
+    (tmp_path / "hparams.yaml").write_text("a: 1\n", encoding="utf-8")
+    page = Page(write_report(tmp_path))
+    assert page.sections()[0] == "Logged values"
+    assert page.count("svg") == 0
+    assert "m/test_f10.750.75" in page.text  # in the summary, cell by cell
 
 
 def test_long_tables_are_cut_and_say_where_the_rest_is(tmp_path: Path) -> None:

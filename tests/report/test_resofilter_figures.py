@@ -61,7 +61,9 @@ EVERYTHING = {
 def test_everything_is_drawn(tmp_path: Path, scores: pa.Table) -> None:
     describe_scores(RunFolder(tmp_path), scores)
     assert names(tmp_path) == EVERYTHING
-    assert "grad_norm: all samples" in write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Distribution of grad_norm over all samples" in write_report(tmp_path).read_text(
+        encoding="utf-8"
+    )
 
 
 def test_without_a_usable_sample_only_the_statuses_are_told(tmp_path: Path) -> None:

@@ -55,6 +55,28 @@ def test_numeric_columns_keep_the_full_value_for_sorting_and_as_tooltip() -> Non
     assert '<td class="number"></td>' in table
 
 
+def test_cells_know_their_column_where_a_row_may_become_a_block() -> None:
+    """On a phone where the texts are long, on paper where the columns are many."""
+    texts = html_table(["id", "prompt"], [["a", "x" * 40], ["b", "short"]], label="L")
+    assert '<table class="texts">' in texts
+    assert '<td data-label="id">a</td>' in texts
+    assert '<td data-label="prompt">short</td>' in texts
+    many = html_table([f"c{n}" for n in range(11)], [["1"] * 11], label="L")
+    assert '<table class="many">' in many
+    assert '<td class="number" data-label="c10" data-value="1">1</td>' in many
+    assert "data-label" not in html_table(["id", "n"], [["a", "1"]], label="L")
+
+
+def test_only_a_long_table_scrolls_in_a_box_of_its_own_and_is_cut_on_paper() -> None:
+    def table(rows: int) -> str:
+        return html_table(["n"], [[str(n)] for n in range(rows)], label="L")
+
+    assert '<div class="scroll" ' in table(15)
+    assert '<div class="scroll tall" ' in table(16)
+    assert "Printed" not in table(40)
+    assert "Printed: the first 40 of 41 rows." in table(41)
+
+
 def test_a_long_heading_may_take_two_lines() -> None:
     table = html_table(["octaves_per_doubling_low", "depth"], [], label="L")
     assert ">octaves_per_<wbr>doubling_low</button>" in table

@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SECTION = "LR transfer"
+_RULES: dict[str, str] = {
+    "sp": "standard parametrisation",
+    "mup": "muP, for width alone",
+    "depth_mup": "depth-muP",
+    "nfd": "depth-muP with the depth-aware correction",
+    "completep": "CompleteP",
+}
 # In octaves and in ratios of losses: far above float64's rounding, far below anything of interest.
 _NOISE = 1e-9
 
@@ -164,6 +171,12 @@ def run(
     return 0
 
 
+def _meanings(results: Sequence[RunResult]) -> str:
+    """Say what the rules' names stand for: the page may be the first that one sees of them."""
+    rules = dict.fromkeys(result.rule.partition(":")[0] for result in results)
+    return f"Rules: {'; '.join(f'`{rule}` is {_RULES[rule]}' for rule in rules)}."
+
+
 def save(
     folder: RunFolder,
     results: Sequence[RunResult],
@@ -291,7 +304,7 @@ def _figures(
             "Loss against learning rate",
             "One line a depth; band: range over seeds; large marker: optimum (hollow: at the edge "
             "of the grid); grey line: the optimum of the first depth. Lines end where a run "
-            "diverges.",
+            f"diverges. {_meanings(results)}",
         ),
         (
             "lr_transfer_optimum",
