@@ -66,7 +66,9 @@ def draw_panel(
                 one.values,
                 color=styles[place].color,
                 linestyle=styles[place].dashes,
-                linewidth=1.6,
+                # equal lines of several runs: the ones below show at the edges of those above
+                linewidth=1.6
+                + 1.6 * sum(series[other] == series[name] for _, other in lines[place + 1 :]),
                 marker="o" if len(one.steps) <= 12 else "",
                 markersize=3.5,
                 label=label.replace("$", r"\$") if place in legend else None,  # no TeX

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from lightning_suite.report.curves import _distinct, draw_panel, thin
+from lightning_suite.report.curves import Look, _distinct, draw_panel, thin
 from lightning_suite.report.metrics import Panel, Series
+from lightning_suite.report.style import CATEGORICAL
 from lightning_suite.report.svg import inline_svg
 
 
@@ -65,6 +66,19 @@ def test_equal_curves_are_one_line_with_all_their_labels() -> None:
     series = {"a": a_series([1.0, 2.0]), "b": a_series([3.0, 4.0]), "c": a_series([1.0, 2.0])}
     lines = [("first", "a"), ("last", "b"), ("input", "c")]
     assert _distinct(lines, series) == [("first, input", "a"), ("last", "b")]
+
+
+def test_an_equal_line_of_another_run_stays_in_sight() -> None:
+    """It is drawn wider below the one that covers it."""
+    lines = [("a", "a"), ("b", "b"), ("c", "c")]
+    series = {"a": a_series([1.0, 2.0]), "b": a_series([5.0, 4.0]), "c": a_series([1.0, 2.0])}
+    looks = {name: Look(color, "-") for name, color in zip("abc", CATEGORICAL, strict=False)}
+    svg = draw_panel(Panel("Metrics", "loss", lines), series, looks)
+    widths = [
+        float(re.search(rf"stroke: {look.color}[^\"]*?stroke-width: ([\d.]+)", svg)[1])  # type: ignore[index]
+        for look in looks.values()
+    ]
+    assert widths == [3.2, 1.6, 1.6]
 
 
 def test_a_label_is_text_and_never_a_formula() -> None:
