@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -160,9 +161,10 @@ def write_csv(
     Raises:
         ValueError: A row has a key that is not in ``columns``.
     """
-    rows = list(rows)
-    names = list(columns) if columns is not None else list(rows[0]) if rows else []
+    rows = iter(rows)  # perhaps made as they are written: there may be millions
+    first = list(islice(rows, 1))
+    names = list(columns) if columns is not None else list(first[0]) if first else []
     with atomic_write(path) as file:
         writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(chain(first, rows))

@@ -5,7 +5,9 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from weakref import WeakSet
 
 import pytest
 
@@ -65,6 +67,28 @@ def test_csv_takes_its_header_from_the_first_row_or_from_the_caller(tmp_path: Pa
     assert (tmp_path / "x.csv").read_text() == 'b,a\n"x,y",1\n,0.1\n'
     write_csv(tmp_path / "x.csv", [], columns=["a"])
     assert (tmp_path / "x.csv").read_text() == "a\n"
+
+
+def test_csv_is_written_as_its_rows_are_made(tmp_path: Path) -> None:
+    class Row(dict[str, int]):
+        """Can be watched, one by one."""
+
+        __hash__ = object.__hash__  # type: ignore[assignment]
+
+    alive: WeakSet[Row] = WeakSet()
+    most = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal most
+        for number in range(50):
+            row = Row(a=number)
+            alive.add(row)
+            most = max(most, len(alive))
+            yield row
+
+    write_csv(tmp_path / "x.csv", rows())
+    assert (tmp_path / "x.csv").read_text() == "a\n" + "".join(f"{n}\n" for n in range(50))
+    assert most <= 4
 
 
 def test_csv_refuses_a_row_with_an_unknown_column_and_keeps_the_old_file(tmp_path: Path) -> None:

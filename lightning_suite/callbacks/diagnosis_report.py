@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_suite.errors import SuiteError, check_choice
-from lightning_suite.lmcd.cautions import mastery_caution
+from lightning_suite.lmcd.cautions import chances_caution
 from lightning_suite.lmcd.diagnosis import Diagnosis
 from lightning_suite.lmcd.layout import Prefixes
 from lightning_suite.lmcd.pairs import PairReadings, find_diagnosis_model, read_pairs
@@ -32,9 +32,10 @@ class DiagnosisReportCallback(Callback):
     student's own rate, and of the ceiling, which knows the test's difficulties; intervals over
     students), ``lmcd_calibration.csv``, ``lmcd_roc.csv``. In ``predict`` also: ``lmcd_mastery.csv``
     (student by KC), ``lmcd_items.csv`` (parameters of the exercises), ``lmcd_next.csv`` (what to
-    ask each student next, by Fisher information) and ``predictions.parquet`` (every student with
-    every exercise). ``lightning-suite report`` draws them. A warning says where the AUC is below
-    the floor, and where all chances lie on one side of ``threshold``.
+    ask each student next, by Fisher information), ``predictions.parquet`` (every student with
+    every exercise) and ``mastery.parquet`` (as the CSV, unrounded). ``lightning-suite report``
+    draws them. A warning says where the AUC is below the floor, and where all chances lie on one
+    side of ``threshold``.
 
     Args:
         folder: Run folder to write to; None takes the logger's.
@@ -42,7 +43,8 @@ class DiagnosisReportCallback(Callback):
         next_items: Exercises to suggest to each student. Reading information and parameters costs
             a second pass over all pairs, a small part where ``reader`` is ``start``.
         resamples: Of the students, for intervals; 0 for none. Half a second for 10,000 answers.
-        predictions: ``parquet``, ``csv`` or ``none``.
+        predictions: Format of the predictions, ``parquet``, ``csv`` or ``none``; with ``parquet``
+            mastery is written so, too.
 
     *Logged metrics*, ``lmcd/val_…`` and ``lmcd/test_…``: ``floor_auc``, ``ceiling_auc``.
 
@@ -150,12 +152,10 @@ class DiagnosisReportCallback(Callback):
         if folder := self._run_folder(trainer):
             table = self._pairs["probability"]
             _warn(write_scores(folder, _data(trainer), table, resamples=self.resamples))
-            asked = table[table.isfinite()].tolist()  # no skills here: chances of single answers
-            _warn(
-                mastery_caution(
-                    {"predicted": chance, "mastered": chance >= self.threshold} for chance in asked
-                )
-            )
+            asked = table[table.isfinite()]  # no skills here: chances of single answers
+            if len(asked) > 1:
+                low, high = asked.aminmax()
+                _warn(chances_caution(float(low), float(high), self.threshold))
         self._release()
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -37,14 +37,35 @@ def mastery_caution(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     Returns:
         One sentence, or nothing where ``mastered`` tells something apart.
     """
-    known = [row for row in rows if row["predicted"] != ""]
-    if len(known) < 2 or len({int(row["mastered"]) for row in known}) > 1:
+    known = [
+        (float(row["predicted"]), int(row["mastered"])) for row in rows if row["predicted"] != ""
+    ]
+    if len(known) < 2 or len({mastered for _, mastered in known}) > 1:
         return []
-    chances = [float(row["predicted"]) for row in known]
-    side = "at or above" if int(known[0]["mastered"]) else "below"
+    return _one_sided(min(known)[0], max(known)[0], bool(known[0][1]))
+
+
+def chances_caution(low: float, high: float, threshold: float) -> list[str]:
+    """Say that all chances lie on one side of what counts as mastered.
+
+    Args:
+        low: The least predicted chance; NaN where none was predicted.
+        high: The largest.
+        threshold: From which on a chance counts as mastered.
+
+    Returns:
+        As :func:`mastery_caution`.
+    """
+    if not (high < threshold or low >= threshold):
+        return []
+    return _one_sided(low, high, low >= threshold)
+
+
+def _one_sided(low: float, high: float, mastered: bool) -> list[str]:
+    side = "at or above" if mastered else "below"
     return [
-        f"Mastery says nothing here: all predicted chances lie between {min(chances):.2f} and "
-        f"{max(chances):.2f}, {side} what counts as mastered. Compare the chances themselves, or "
+        f"Mastery says nothing here: all predicted chances lie between {low:.2f} and {high:.2f}, "
+        f"{side} what counts as mastered. Compare the chances themselves, or "
         "set DiagnosisReportCallback's threshold between them; chances that hardly differ need "
         "more answers or more epochs."
     ]

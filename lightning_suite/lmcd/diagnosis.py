@@ -1,4 +1,4 @@
-"""The tables of a diagnosis: who masters what, what each exercise asks, what to ask next."""
+"""What a diagnosis is made of, and its tables: what each exercise asks, what to ask next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ALL_EXERCISES = "all exercises"  # stands for the KC where there are none
+_PAIRS = 2**16  # in a chunk
 Row = dict[str, Any]
 
 
@@ -51,41 +51,6 @@ class Diagnosis:
     items: dict[str, Tensor]
 
 
-def mastery_rows(diagnosis: Diagnosis, threshold: float = 0.5) -> Iterator[Row]:
-    """Yield a row for each student and KC.
-
-    ``predicted`` is the mean probability over all exercises with the KC, answered or not;
-    ``mastered`` says whether it reaches ``threshold``; ``theta`` is the head's own word: the
-    mastery of that KC, or the one ability for all, empty for several abilities without KCs.
-    """
-    q_matrix, names = diagnosis.q_matrix, list(zip(diagnosis.kcs, diagnosis.names, strict=True))
-    if not names:
-        q_matrix = torch.ones(len(diagnosis.exercises), 1, dtype=torch.bool)
-        names = [("", ALL_EXERCISES)]
-    one = diagnosis.proficiency.shape[1] == 1
-    for k, (kc, name) in enumerate(names):
-        chosen = q_matrix[:, k]
-        if not chosen.any():
-            continue  # a KC of no exercise
-        predicted = diagnosis.probability[:, chosen].nanmean(1).tolist()
-        answers = diagnosis.observed[:, chosen]
-        counts = answers.isfinite().sum(1).tolist()
-        rates = answers.nanmean(1).tolist()
-        column = k if diagnosis.per_kc else 0
-        theta = diagnosis.proficiency[:, column].tolist() if diagnosis.per_kc or one else None
-        for s, student in enumerate(diagnosis.students):
-            yield {
-                "student_id": student,
-                "kc_id": kc,
-                "kc": name,
-                "theta": "" if theta is None else _number(theta[s]),
-                "predicted": _number(predicted[s]),
-                "observed": _number(rates[s]),
-                "answers": counts[s],
-                "mastered": "" if math.isnan(predicted[s]) else int(predicted[s] >= threshold),
-            }
-
-
 def item_rows(diagnosis: Diagnosis) -> Iterator[Row]:
     """Yield a row for each exercise: what was predicted and seen, and its parameters.
 
@@ -104,12 +69,12 @@ def item_rows(diagnosis: Diagnosis) -> Iterator[Row]:
             "part": diagnosis.part[e],
             "text": diagnosis.texts[e],
             "kcs": "; ".join(names[diagnosis.kcs[k]] for k in needed),
-            "predicted": _number(diagnosis.probability[:, e].nanmean().item()),
-            "observed": _number(answers.mean().item()),
+            "predicted": number(diagnosis.probability[:, e].nanmean().item()),
+            "observed": number(answers.mean().item()),
             "answers": len(answers),
-            "difficulty": _number(difficulty.mean().item()),
-            "difficulty_sd": _number(spread),
-            **{name: _number(values[e].item()) for name, values in diagnosis.items.items()},
+            "difficulty": number(difficulty.mean().item()),
+            "difficulty_sd": number(spread),
+            **{name: number(values[e].item()) for name, values in diagnosis.items.items()},
         }
 
 
@@ -129,24 +94,31 @@ def next_rows(diagnosis: Diagnosis, count: int = 3) -> Iterator[Row]:
                     "student_id": student,
                     "rank": rank,
                     "exercise_id": diagnosis.exercises[e],
-                    "information": _number(value),
-                    "predicted": _number(diagnosis.probability[s, e].item()),
+                    "information": number(value),
+                    "predicted": number(diagnosis.probability[s, e].item()),
                 }
 
 
-def prediction_columns(diagnosis: Diagnosis) -> dict[str, list[Any]]:
-    """Return every predicted pair as columns: ids, the exercise's part, probability, answer."""
-    student, exercise = diagnosis.probability.isfinite().nonzero(as_tuple=True)
-    answers = diagnosis.observed[student, exercise].tolist()
-    return {
-        "student_id": [diagnosis.students[s] for s in student.tolist()],
-        "exercise_id": [diagnosis.exercises[e] for e in exercise.tolist()],
-        "part": [diagnosis.part[e] for e in exercise.tolist()],
-        "probability": diagnosis.probability[student, exercise].tolist(),
-        "correct": [None if math.isnan(y) else int(y) for y in answers],
-    }
+def prediction_chunks(diagnosis: Diagnosis) -> Iterator[dict[str, list[Any]]]:
+    """Yield every predicted pair in columns, some students at a time.
+
+    Ids, the exercise's part, probability, and the answer, None where there is none.
+    """
+    at_a_time = max(_PAIRS // max(len(diagnosis.exercises), 1), 1)
+    for first in range(0, len(diagnosis.students), at_a_time):
+        some = slice(first, first + at_a_time)
+        probability, observed = diagnosis.probability[some], diagnosis.observed[some]
+        student, exercise = probability.isfinite().nonzero(as_tuple=True)
+        answers = observed[student, exercise].tolist()
+        yield {
+            "student_id": [diagnosis.students[first + s] for s in student.tolist()],
+            "exercise_id": [diagnosis.exercises[e] for e in exercise.tolist()],
+            "part": [diagnosis.part[e] for e in exercise.tolist()],
+            "probability": probability[student, exercise].tolist(),
+            "correct": [None if math.isnan(y) else int(y) for y in answers],
+        }
 
 
-def _number(value: float) -> float | str:
-    """Six digits, and nothing for what is not known."""
+def number(value: float) -> float | str:
+    """Return six digits, and nothing for what is not known."""
     return float(f"{value:.6g}") if math.isfinite(value) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,9 @@ from torch import Tensor
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write, write_csv
 from lightning_suite.lmcd.baselines import Answers
-from lightning_suite.lmcd.cautions import floor_caution, mastery_caution
-from lightning_suite.lmcd.diagnosis import (
-    Diagnosis,
-    item_rows,
-    mastery_rows,
-    next_rows,
-    prediction_columns,
-)
+from lightning_suite.lmcd.cautions import chances_caution, floor_caution
+from lightning_suite.lmcd.diagnosis import Diagnosis, item_rows, next_rows, prediction_chunks
+from lightning_suite.lmcd.mastery import KCMastery, mastery_by_kc, mastery_rows
 from lightning_suite.lmcd.metrics import weighted_auc
 from lightning_suite.lmcd.score_tables import (
     bounded_logits,
@@ -29,6 +25,24 @@ from lightning_suite.lmcd.score_tables import (
 from lightning_suite.run_folder import RunFolder
 
 SECTION = "Diagnosis"
+PREDICTIONS = {
+    "student_id": "string",
+    "exercise_id": "string",
+    "part": "string",
+    "probability": "float64",
+    "correct": "int64",
+}
+MASTERY = {
+    "student_id": "string",
+    "kc_id": "string",
+    "kc": "string",
+    "theta": "float32",
+    "predicted": "float32",
+    "observed": "float32",
+    "answers": "int64",
+    "mastered": "bool",
+}
+_ROWS = 2**16  # of a Parquet row group, at least
 
 
 def bound_aucs(data: Any, part: str) -> dict[str, Tensor]:
@@ -118,15 +132,16 @@ def write_diagnosis(
         diagnosis: What is written.
         threshold: Predicted accuracy from which on a skill counts as mastered.
         next_items: Exercises to suggest to each student; 0 for none.
-        predictions: ``parquet``, ``csv`` or ``none``.
+        predictions: ``parquet``, ``csv`` or ``none``; mastery is written as Parquet with them.
 
     Returns:
         The file of the predicted pairs, and what to warn of.
     """
-    mastery = list(mastery_rows(diagnosis, threshold))
+    mastery = list(mastery_by_kc(diagnosis, threshold))  # numbers alone: 17 bytes a pair
+    students = diagnosis.students
     folder.add_table(
         "lmcd_mastery",
-        mastery,
+        mastery_rows(students, mastery),
         title="Students and skills",
         caption="`predicted`: mean probability over all exercises of the skill; `theta`: what "
         f"the model reads from the student alone; mastered from {threshold:g} on.",
@@ -149,20 +164,64 @@ def write_diagnosis(
             section=SECTION,
             columns=("student_id", "rank", "exercise_id", "information", "predicted"),
         )
-    if predictions == "none":
-        return None, mastery_caution(mastery)
     path = folder.artifacts / f"predictions.{predictions}"
-    _write_columns(path, prediction_columns(diagnosis))
-    return path, mastery_caution(mastery)
+    if predictions == "csv":
+        write_csv(path, _rows(prediction_chunks(diagnosis)), list(PREDICTIONS))
+    elif predictions == "parquet":
+        _write_parquet(path, PREDICTIONS, prediction_chunks(diagnosis))
+        _write_parquet(folder.artifacts / "mastery.parquet", MASTERY, _columns(students, mastery))
+    return None if predictions == "none" else path, _one_sided(mastery, threshold)
 
 
-def _write_columns(path: Path, columns: dict[str, list[Any]]) -> None:
-    if path.suffix == ".csv":
-        names = list(columns)
-        rows = zip(*columns.values(), strict=True)
-        write_csv(path, (dict(zip(names, row, strict=True)) for row in rows), names)
-        return
+def _one_sided(mastery: Iterable[KCMastery], threshold: float) -> list[str]:
+    chances = torch.cat([torch.zeros(0), *(kc.predicted for kc in mastery)])
+    chances = chances[chances.isfinite()]
+    if len(chances) < 2:
+        return []
+    low, high = chances.aminmax()
+    return chances_caution(float(low), float(high), threshold)
+
+
+def _rows(chunks: Iterable[Mapping[str, list[Any]]]) -> Iterator[dict[str, Any]]:
+    for chunk in chunks:
+        for row in zip(*chunk.values(), strict=True):
+            yield dict(zip(chunk, row, strict=True))
+
+
+def _columns(students: Sequence[str], mastery: Iterable[KCMastery]) -> Iterator[dict[str, Any]]:
+    pyarrow = import_extra("pyarrow", "llm")
+    ids = pyarrow.array(students, pyarrow.string())
+
+    def known(values: Tensor | None) -> Any:
+        values = torch.full((len(students),), torch.nan) if values is None else values
+        return pyarrow.array(values.numpy(), mask=values.isnan().numpy())
+
+    for kc in mastery:
+        yield {
+            "student_id": ids,
+            "kc_id": pyarrow.repeat(kc.kc, len(students)),
+            "kc": pyarrow.repeat(kc.name, len(students)),
+            "theta": known(kc.theta),
+            "predicted": known(kc.predicted),
+            "observed": known(kc.observed),
+            "answers": kc.answers.numpy(),
+            "mastered": pyarrow.array(kc.mastered.numpy(), mask=kc.predicted.isnan().numpy()),
+        }
+
+
+def _write_parquet(
+    path: Path, kinds: Mapping[str, str], chunks: Iterable[Mapping[str, Any]]
+) -> None:
+    """Write chunks of columns as they come, as many in a row group as make it worth one."""
     pyarrow = import_extra("pyarrow", "llm")
     parquet = import_extra("pyarrow.parquet", "llm")
-    with atomic_write(path, "wb") as file:
-        parquet.write_table(pyarrow.table(columns), file)
+    schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in kinds.items()])
+    with atomic_write(path, "wb") as file, parquet.ParquetWriter(file, schema) as writer:
+        waiting = schema.empty_table()
+        for chunk in chunks:
+            waiting = pyarrow.concat_tables([waiting, pyarrow.table(dict(chunk), schema=schema)])
+            if len(waiting) >= _ROWS:
+                writer.write_table(waiting)
+                waiting = schema.empty_table()
+        if len(waiting):
+            writer.write_table(waiting)

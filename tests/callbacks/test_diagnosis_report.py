@@ -17,6 +17,9 @@ from tiny_lmcd import quiet, tiny_class, tiny_diagnosis
 
 from lightning_suite import DiagnosisReportCallback
 from lightning_suite.errors import SuiteError
+from lightning_suite.lmcd.diagnosis import Diagnosis
+from lightning_suite.lmcd.run_tables import write_diagnosis
+from lightning_suite.run_folder import RunFolder
 
 # modules of a frozen backbone stand in evaluation mode on purpose
 pytestmark = pytest.mark.filterwarnings(r"ignore:Found \d+ module\(s\) in eval mode")
@@ -72,6 +75,62 @@ def test_mastery_is_the_mean_prediction_over_the_exercises_of_a_skill(tmp_path: 
         assert row["mastered"] == str(int(mean >= 0.55))
         student = data.student_ids.index(row["student_id"])
         assert float(row["theta"]) == pytest.approx(theta[student, k].item(), abs=1e-5)
+
+
+def test_mastery_is_written_in_columns_too_unrounded(tmp_path: Path) -> None:
+    artifacts = predicted(tmp_path, threshold=0.55)[2]
+    table = parquet.read_table(artifacts / "mastery.parquet")
+    rows = read(artifacts / "lmcd_mastery.csv")
+    for column, said in table.to_pydict().items():
+        assert len(said) == len(rows)
+        for value, row in zip(said, rows, strict=True):
+            if isinstance(value, float):
+                assert float(row[column]) == pytest.approx(value, rel=1e-5)
+            else:
+                assert row[column] == (value if isinstance(value, str) else str(int(value)))
+    kinds = {
+        name: str(kind) for name, kind in zip(table.schema.names, table.schema.types, strict=True)
+    }
+    assert (kinds["predicted"], kinds["mastered"], kinds["kc_id"]) == ("float", "bool", "string")
+
+
+def test_what_is_not_known_of_a_student_is_empty_in_every_format(tmp_path: Path) -> None:
+    nobody = torch.tensor([[0.25, 0.75], [torch.nan, torch.nan]])
+    diagnosis = Diagnosis(
+        students=["ann", "ben"],
+        exercises=["e", "f"],
+        texts=["", ""],
+        kcs=[],
+        names=[],
+        q_matrix=torch.zeros(2, 0, dtype=torch.bool),
+        observed=torch.tensor([[1.0, torch.nan], [torch.nan, torch.nan]]),
+        part=["train", ""],
+        probability=nobody,
+        proficiency=torch.zeros(2, 3),  # several abilities, and no KC
+        per_kc=False,
+        information=nobody,
+        difficulty=nobody,
+        items={},
+    )
+    folder = RunFolder(tmp_path)
+    options: dict[str, Any] = {"threshold": 0.5, "next_items": 0}
+    path, cautions = write_diagnosis(folder, diagnosis, predictions="parquet", **options)
+    assert path is not None
+    assert cautions == []
+    ann = {"predicted": 0.5, "observed": 1.0, "answers": 1, "mastered": True}
+    ben = {"predicted": None, "observed": None, "answers": 0, "mastered": None}
+    known = {"kc_id": "", "kc": "all exercises", "theta": None}
+    assert parquet.read_table(folder.artifacts / "mastery.parquet").to_pylist() == [
+        {"student_id": "ann", **known, **ann},
+        {"student_id": "ben", **known, **ben},
+    ]
+    last = read(folder.artifacts / "lmcd_mastery.csv")[1]
+    assert [last[name] for name in ("theta", "predicted", "observed", "mastered")] == [""] * 4
+    pairs = parquet.read_table(path).to_pylist()
+    assert [(row["exercise_id"], row["correct"]) for row in pairs] == [("e", 1), ("f", None)]
+    path, _ = write_diagnosis(folder, diagnosis, predictions="csv", **options)
+    assert path is not None
+    assert [row["correct"] for row in read(path)] == ["1", ""]
 
 
 def test_scores_stand_between_their_bounds_in_table_and_log(tmp_path: Path) -> None:
@@ -131,7 +190,7 @@ def test_the_table_of_exercises_has_their_parameters_and_parts(tmp_path: Path) -
     tested = {data.data.exercises[e].id for e in data.part("test").exercise.tolist()}
     assert {row["exercise_id"] for row in rows if row["part"] == "test"} == tested
     assert all(0 < float(row["discrimination"]) < 1 for row in rows)
-    assert not list(artifacts.glob("predictions*"))
+    assert not list(artifacts.glob("*.parquet"))
 
 
 class Stop(Callback):
