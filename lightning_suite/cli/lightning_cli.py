@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_suite.checkpoint_io import write_atomically
 from lightning_suite.checkpoints import require_callbacks
+from lightning_suite.cli.after_fit import last_lines
 from lightning_suite.cli.checkpoints import (
     count_begun_epoch,
     explain_resume_error,
@@ -132,6 +133,7 @@ class SuiteCLI(LightningCLI):
     trainer: Trainer
 
     def __init__(self, args: list[str]) -> None:
+        self.words = args
         self.unavailable = prepare_classes()
         # An abbreviation that is accepted today is ambiguous after the next release.
         parsing = {
@@ -235,11 +237,11 @@ class SuiteCLI(LightningCLI):
         if self.trainer.loggers and not self._get(self.config, "trainer").fast_dev_run:
             folder = self.trainer.log_dir
             if self.trainer.is_global_zero:
-                shown = Path(folder or ".")
-                print(f"\nRun folder: {shown}\nReport:     lightning-suite report {shown}")
-                if checkpoint := getattr(self.trainer.checkpoint_callback, "best_model_path", ""):
-                    here = f"{Path.cwd()}{os.sep}"  # as short as the folder's
-                    print(f"Checkpoint: {checkpoint.removeprefix(here).removeprefix('./')}")
+                best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+                here = f"{Path.cwd()}{os.sep}"  # as short as the folder's
+                best = best.removeprefix(here).removeprefix("./")
+                lines = last_lines(self.model, self.words, str(Path(folder or ".")), best)
+                print("", *lines, sep="\n")
 
 
 def with_run_folder(logger: Logger | Iterable[Logger] | bool | None, root: str) -> list[Logger]:

