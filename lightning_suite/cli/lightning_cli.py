@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -201,6 +202,7 @@ class SuiteCLI(LightningCLI):
         if "WandbLogger" in str(self._get(self.config, "trainer").get("logger")):
             import_extra("wandb", "wandb")
         with constructor_errors():
+            check_data(self._get(self.config, "data"))
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -242,6 +244,26 @@ class SuiteCLI(LightningCLI):
                 best = best.removeprefix(here).removeprefix("./")
                 lines = last_lines(self.model, self.words, str(Path(folder or ".")), best)
                 print("", *lines, sep="\n")
+
+
+def check_data(data: Namespace | None) -> None:
+    """Let the data's class refuse what is not there, before a model is loaded for it.
+
+    Args:
+        data: The class and its arguments as configured. A class that has a static method
+            ``check_options`` gets the arguments.
+
+    Raises:
+        SuiteError: What the class says.
+    """
+    if data is None or not data.get("class_path"):
+        return
+    module, _, name = data["class_path"].rpartition(".")
+    check = None
+    with suppress(ImportError, AttributeError, ValueError):  # not for us to explain
+        check = getattr(import_module(module), name).check_options
+    if check is not None:
+        check(data.get("init_args") or {})
 
 
 def with_run_folder(logger: Logger | Iterable[Logger] | bool | None, root: str) -> list[Logger]:

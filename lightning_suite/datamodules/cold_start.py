@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from lightning_suite.datamodules.cold_start_batches import (
     ExerciseBatches,
     pad_tokens,
 )
-from lightning_suite.datamodules.cold_start_reading import read_parts
+from lightning_suite.datamodules.cold_start_reading import check_sources, read_parts
 from lightning_suite.datamodules.cold_start_sources import ResponseData
 from lightning_suite.datamodules.cold_start_splits import Split, manifest
 from lightning_suite.datamodules.cold_start_texts import (
@@ -153,6 +154,11 @@ class ColdStartDataModule(LightningDataModule):
         self.kc_prefixes = {}
         self._tokens: list[Tensor] = []
         self._pad = 0
+
+    @staticmethod
+    def check_options(options: Mapping[str, Any]) -> None:
+        """Refuse files that are not there; the command line asks before it loads a model."""
+        check_sources(options)
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check, split and tokenize everything."""

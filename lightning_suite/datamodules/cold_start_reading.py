@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lightning_suite.datamodules.cold_start_formats import read_source
+from lightning_suite.datamodules.cold_start_packaged import PREFIX
 from lightning_suite.datamodules.cold_start_sources import (
     Answer,
     ResponseData,
@@ -18,6 +19,26 @@ from lightning_suite.datamodules.cold_start_sources import (
 )
 from lightning_suite.datamodules.cold_start_splits import Split, join_test, make_split
 from lightning_suite.errors import SuiteError
+
+
+def check_sources(options: Mapping[str, Any]) -> None:
+    """Refuse at once what is not there, without reading what is.
+
+    Args:
+        options: The arguments of ``ColdStartDataModule``.
+
+    Raises:
+        SuiteError: As :func:`read_parts`.
+    """
+    reading: dict[str, Callable[[str], Any]] = {
+        "source": lambda source: read_source(source, options.get("format", "auto")),
+        "test_source": lambda source: _read_test(source, options.get("format", "auto")),
+        "new_students": lambda file: list(read_answers(Path(file).expanduser())),
+    }
+    for name, read in reading.items():
+        given = options.get(name)
+        if given and not given.startswith(PREFIX) and not Path(given).expanduser().exists():
+            read(given)  # says what is wrong with it
 
 
 def read_parts(options: Mapping[str, Any]) -> tuple[ResponseData, Split, list[str]]:

@@ -96,6 +96,18 @@ def read_prompts(path: str) -> list[str]:
     return prompts
 
 
+def check_source(source: str | Sequence[str]) -> None:
+    """Refuse at once what is not there, without reading what is.
+
+    Raises:
+        SuiteError: As :func:`read_edits`.
+    """
+    for path in [source] if isinstance(source, str) else source:
+        known = path == SHIPPED or path.startswith(HUB_PREFIX)
+        if not known and not Path(path).expanduser().exists():
+            _rows(path, None)  # says what is wrong with it
+
+
 def _rows(source: str | Sequence[str], split: str | None) -> list[Row]:
     if not isinstance(source, str):
         return [row for path in source for row in _rows(path, split)]

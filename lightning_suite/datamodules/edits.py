@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_suite.datamodules.edit_sources import Repeated, read_edits, read_prompts
+from lightning_suite.datamodules.edit_sources import (
+    Repeated,
+    check_source,
+    read_edits,
+    read_prompts,
+)
 from lightning_suite.datamodules.hf_datasets import HUB_PREFIX, load_hub_dataset
 from lightning_suite.datamodules.loading import ResumableLoader, batch_loader
 from lightning_suite.errors import SuiteError
@@ -129,6 +135,14 @@ class EditDataModule(LightningDataModule):
         self.repeated: Repeated = repeated
         self.prompts = prompts
         self.edits = []
+
+    @staticmethod
+    def check_options(options: Mapping[str, Any]) -> None:
+        """Refuse files that are not there; the command line asks before it loads a model."""
+        check_source(options.get("source") or [])
+        prompts = options.get("prompts")
+        if prompts is not None and not Path(prompts).expanduser().exists():
+            read_prompts(prompts)  # says what is wrong with it
 
     def prepare_data(self) -> None:
         """Fill the Hub's cache, in one process only."""

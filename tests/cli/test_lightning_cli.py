@@ -316,6 +316,22 @@ def test_a_run_that_goes_on_twice_trains_no_epoch_too_many(project: Path) -> Non
     assert fit("twice", "--ckpt_path=once/step=3.ckpt") == [4, 5, 6]
 
 
+@pytest.mark.parametrize(
+    ("config", "option", "value"),
+    [
+        ("lmcd/my_class", "source", "nowhere"),
+        ("scen/edit", "prompts", "nowhere.txt"),
+        ("resofilter/select_and_fit", "source", "nowhere.jsonl"),
+    ],
+)
+def test_missing_data_is_named_before_a_model_is_loaded(project, capsys, config, option, value):
+    words = ["fit", "-c", config, f"--data.init_args.{option}={value}"]
+    assert main([*words, "--model.init_args.pretrained=no_such_model"]) == 2
+    said = capsys.readouterr().err
+    assert value in said
+    assert "no_such_model" not in said
+
+
 def test_missing_checkpoint_is_named(project, capsys):
     assert main(["fit", "-c", "base.yaml", "--ckpt_path", "none.ckpt"]) == 2
     assert "--ckpt_path none.ckpt: there is no such file" in capsys.readouterr().err
