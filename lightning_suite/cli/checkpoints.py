@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,30 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise SuiteError(f"--ckpt_path {path}: holds a {type(checkpoint).__name__}, no checkpoint.")
     return checkpoint
+
+
+def require_training_state(path: str, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse to go on with a training whose state is not in the checkpoint.
+
+    Args:
+        path: Of the checkpoint.
+        checkpoint: What :func:`read_checkpoint` returned.
+
+    Raises:
+        SuiteError: It holds a model alone; the message says what it is good for.
+    """
+    if not checkpoint or "optimizer_states" in checkpoint:
+        return
+    attached = (
+        "AttachNewStudentsCallback writes such files after training; to train with the new "
+        "students, add their answers to the source and fit without --ckpt_path"
+    )
+    weights = "ModelCheckpoint's save_weights_only does that"
+    raise SuiteError(
+        f"--ckpt_path {path}: fit cannot go on from here, since the file holds a model and no "
+        f"state of its training ({attached if 'lmcd' in checkpoint else weights}). It is for "
+        "validate, test and predict. To train on, name a checkpoint that the fit saved whole."
+    )
 
 
 def count_begun_epoch(trainer: Trainer) -> None:

@@ -28,6 +28,7 @@ from lightning_suite.cli.checkpoints import (
     count_begun_epoch,
     explain_resume_error,
     read_checkpoint,
+    require_training_state,
 )
 from lightning_suite.cli.messages import constructor_errors
 from lightning_suite.cli.parsing import HelpFormatter, prepare_classes
@@ -186,7 +187,10 @@ class SuiteCLI(LightningCLI):
         `LightningCLI` fails on it; here the model is then built from the configuration alone.
         """
         path = self.config[self.config.subcommand].get("ckpt_path")
-        hparams = read_checkpoint(path).get("hyper_parameters") if path else None
+        checkpoint = read_checkpoint(path) if path else {}
+        if self.config.subcommand == "fit":
+            require_training_state(path, checkpoint)
+        hparams = checkpoint.get("hyper_parameters")
         if not hparams:
             return
         if "_class_path" in hparams:

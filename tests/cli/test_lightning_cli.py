@@ -337,6 +337,22 @@ def test_missing_checkpoint_is_named(project, capsys):
     assert "--ckpt_path none.ckpt: there is no such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("kept", "advice"),
+    [({}, "save_weights_only"), ({"lmcd": {}}, "AttachNewStudentsCallback writes such files")],
+)
+def test_a_model_alone_is_no_training_to_go_on_with(checkpoint, capsys, kept, advice):
+    state = torch.load(checkpoint, weights_only=True)
+    for key in ("optimizer_states", "lr_schedulers", "callbacks"):  # as `save_weights_only` does
+        del state[key]
+    torch.save({**state, **kept}, "model.ckpt")
+    assert main(["fit", "-c", "base.yaml", "--ckpt_path", "model.ckpt"]) == 2
+    said = capsys.readouterr().err
+    assert "--ckpt_path model.ckpt: fit cannot go on from here" in said
+    assert advice in said
+    assert "add their answers" in said or not kept
+
+
 def test_checkpoint_of_a_plain_trainer_resumes_with_the_model_of_the_config(checkpoint, project):
     path = edited(checkpoint, hyper_parameters={"width": 4, "lr": 0.1, "unknown": 1})
     assert main(["fit", "-c", "base.yaml", "--ckpt_path", path, "--trainer.max_epochs=2"]) == 0
