@@ -67,12 +67,17 @@ def assemble_model(
 
 
 @torch.no_grad()
-def read_kc_vectors(backbone: Any, texts: Prefixes) -> Tensor:
+def read_kc_vectors(backbone: Any, texts: Prefixes, known: Tensor | None = None) -> Tensor:
     """Read each KC's text with the backbone: its last state, centred and of size 1.
+
+    The centre is that of the KCs which training knows. With that of all, the vectors of an unseen
+    domain would be what is left to a sum of zero: those of the others with a minus sign, so that
+    whatever all trained KCs have in common would count against it.
 
     Args:
         backbone: A Hugging Face decoder without language-modelling head.
-        texts: Of K KCs.
+        texts: Of K KCs, on the backbone's device.
+        known: Whether an exercise of the training needs the KC: bool [K]; None, or none: all.
 
     Returns:
         float32 [K, H].
@@ -82,7 +87,8 @@ def read_kc_vectors(backbone: Any, texts: Prefixes) -> Tensor:
     # A few at a time: there may be thousands.
     parts = zip(*(table.split(TEXTS_AT_A_TIME) for table in texts), strict=True)
     states = torch.cat([fusion.exercise_states(Prefixes(*part)) for part in parts])
-    states = states - states.mean(0)
+    centre = states if known is None or not known.any() else states[known]
+    states = states - centre.mean(0)
     return states / states.square().mean().sqrt().clamp(min=1e-6)
 
 

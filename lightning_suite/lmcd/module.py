@@ -327,7 +327,9 @@ class LMCDModule(LightningModule):
     def _kc_vectors(self, data: Any) -> Tensor | None:
         if self.hparams["head"] not in NEEDS_KC_VECTORS or not data.kc_ids:
             return None
-        return read_kc_vectors(self._backbone, Prefixes(**data.kc_prefixes))
+        # Lightning has not moved the backbone yet: each process reads the texts once, on its CPU.
+        known = data.data.q_matrix[data.part("train").exercise.unique()].any(0)
+        return read_kc_vectors(self._backbone, Prefixes(**data.kc_prefixes), known)
 
     def _add(self, metrics: DiagnosisMetrics, batch: Batch) -> dict[str, Tensor]:
         logits = self(batch)

@@ -107,13 +107,42 @@ def test_kancd_reads_skills_as_they_are_described_and_the_checkpoint_keeps_it(
         fit.fit(fitted, source)
         head: Any = fitted.model.head
         texts = Prefixes(**source.kc_prefixes)
-        wanted = read_kc_vectors(fitted.model.fusion.backbone, texts)
+        trained = source.data.q_matrix[source.part("train").exercise.unique()].any(0)
+        wanted = read_kc_vectors(fitted.model.fusion.backbone, texts, trained)
         torch.testing.assert_close(head.kc_vectors, wanted)
         vectors.append(head.kc_vectors)
     assert (vectors[0] - vectors[1]).norm() > 0.1 * vectors[0].norm()
     fit.save_checkpoint(tmp_path / "a.ckpt")
     loaded: Any = LMCDModule.load_from_checkpoint(tmp_path / "a.ckpt")
     assert torch.equal(loaded.model.head.kc_vectors, vectors[1])
+
+
+def test_texts_of_skills_are_centred_on_what_training_knows() -> None:
+    """Of all, an unseen one would be the others with a minus sign."""
+    backbone = causal_lm_from_config(CONFIG).model
+    ids = torch.randint(0, 256, (4, 6), generator=torch.Generator().manual_seed(0))
+    texts = Prefixes(ids, torch.full((4,), 6))
+    known = torch.tensor([True, True, True, False])
+    vectors = read_kc_vectors(backbone, texts, known)
+    torch.testing.assert_close(vectors[known].mean(0), torch.zeros(vectors.shape[1]))
+    assert vectors[3].norm() > 0.1
+    assert vectors.square().mean() == pytest.approx(1, abs=1e-5)
+    all_of_them = read_kc_vectors(backbone, texts)
+    torch.testing.assert_close(all_of_them[3], -all_of_them[:3].sum(0))
+    nobody = read_kc_vectors(backbone, texts, torch.zeros(4, dtype=torch.bool))
+    assert torch.equal(nobody, all_of_them)
+
+
+def test_a_skill_of_the_test_has_no_part_in_the_centre(tmp_path: Path) -> None:
+    fitted, source = module(head="kancd"), data(tmp_path, split="kc", folds=2)
+    fit = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    fit.fit(fitted, source)
+    head: Any = fitted.model.head
+    known = source.data.q_matrix[source.part("train").exercise.unique()].any(0)
+    assert not known.all()
+    torch.testing.assert_close(
+        head.kc_vectors[known].mean(0), torch.zeros(head.kc_vectors.shape[1]), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("reader", ["student", "start"])
