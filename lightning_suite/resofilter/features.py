@@ -8,7 +8,7 @@ Notation: W the weight [O, I], G one sample's gradient of it, η a learning rate
 name                        value                                                         reads
 ==========================  ============================================================  =======
 ``adam1_mean_abs``          η · mean \|λW + G/(\|G\|+ε)\|: ResoFilter's score             entries
-``adam1_mean_abs_rounded``  that step as the published script takes it, in W's dtype      entries
+``adam1_mean_abs_rounded``  that step as the published script takes it, rounded          entries
 ``unsaturation``            mean ε/(\|G\|+ε): how far the same step is from sign(G)       entries
 ``sgd_mean_abs``            η · mean \|G + λW\|                                           entries
 ``adam_mean_abs``           mean change by an AdamW step from a saved optimizer state     entries

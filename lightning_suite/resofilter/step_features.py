@@ -58,7 +58,8 @@ class Adam1MeanAbsRounded(Feature):
 
     ``adam1_mean_abs`` is that number exactly. The published script stores W_after in float32,
     where a step of 1e-5 keeps few digits next to W; what it ranks by includes that rounding. This
-    feature is for its replication. In float64 the two agree, and ``lr`` is a factor of both.
+    feature is for its replication: it rounds to the dtype of the gradients, float32. In float64 the
+    two agree.
 
     Source: the authors' script of ResoFilter (arXiv 2412.14809); the order of operations is that
     of ``torch.optim.AdamW``.
