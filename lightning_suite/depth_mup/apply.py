@@ -10,11 +10,11 @@ from torch.optim import Optimizer
 from lightning_suite.depth_mup.param_groups import (
     ParamGroup,
     Plan,
-    RateGuard,
     check_already_split,
     is_split,
     split_groups,
 )
+from lightning_suite.depth_mup.rate_guard import RateGuard
 from lightning_suite.depth_mup.scaled_step import ScaledStep
 from lightning_suite.depth_mup.schedulers import is_proportional, rescale_schedulers
 from lightning_suite.errors import SuiteError

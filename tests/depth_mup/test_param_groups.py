@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, StepLR
 
 from lightning_suite.depth_mup.param_groups import (
     Factors,
-    RateGuard,
     check_already_split,
     has_decoupled_decay,
     is_split,
@@ -23,7 +21,6 @@ from lightning_suite.depth_mup.param_groups import (
 )
 from lightning_suite.depth_mup.parametrization import Parametrization
 from lightning_suite.depth_mup.rules import FAMILIES, ROLES, RULES, Role
-from lightning_suite.depth_mup.schedulers import rescale_schedulers
 from lightning_suite.errors import SuiteError
 
 ROLE_OF: dict[str, Role] = {
@@ -235,78 +232,6 @@ def test_vectors_decay_as_the_user_says_unless_told(net: Any) -> None:
     undecayed = {role for role in ROLES if found[role].weight_decay == 0}
     assert undecayed == {"vector", "final_norm", "output_bias"}
     assert all(f.weight_decay for f in role_factors(shapes, "adam").values())
-
-
-def guarded(net: nn.Module, optimizer: Any, schedule: Any = None) -> Any:
-    """Split and guard as the callback does; return the scheduler."""
-    scheduler = schedule(optimizer) if schedule else None
-    schedulers = [scheduler] if scheduler else []
-    parents = split(optimizer, net, factors())
-    rescale_schedulers(schedulers, parents, [g["lr_factor"] for g in optimizer.param_groups])
-    RateGuard(optimizer, parents, schedulers)
-    return scheduler
-
-
-def test_guard_lets_schedules_pass_and_stops_hand_set_rates(net: Any) -> None:
-    optimizer = SGD(net.parameters(), lr=0.1)
-    scheduler = guarded(
-        net, optimizer, lambda o: LambdaLR(o, [1.0, 0.3, 1e-9, 0.0, 1.0].__getitem__)
-    )
-    for _ in range(4):
-        optimizer.step()
-        scheduler.step()
-    for group in optimizer.param_groups:
-        group["lr"] = 0.05
-    with pytest.raises(SuiteError, match=r"overwrote.*'depth_mup/hidden_last'.*apply='step'"):
-        optimizer.step()
-
-
-@pytest.mark.parametrize("schedule", [None, lambda o: StepLR(o, 10)], ids=["none", "StepLR"])
-def test_guard_stops_hand_set_rates_where_every_group_has_one_role(net: Any, schedule: Any) -> None:
-    optimizer = SGD([net["first"].weight], lr=0.1)
-    scheduler = guarded(net, optimizer, schedule)
-    for _ in range(2):
-        optimizer.step()
-        if scheduler:
-            scheduler.step()
-    optimizer.param_groups[0]["lr"] = 0.1  # the factor is lost
-    with pytest.raises(SuiteError, match=r"none of the schedulers .* has set.*apply='step'"):
-        optimizer.step()
-
-
-def test_guard_believes_a_restored_checkpoint(net: Any) -> None:
-    optimizer = SGD([net["first"].weight], lr=0.1)
-    guarded(net, optimizer)
-    state = optimizer.state_dict()
-    state["param_groups"][0]["lr"] = 0.01
-    optimizer.load_state_dict(state)
-    optimizer.step()
-    optimizer.param_groups[0]["lr"] = 0.1
-    with pytest.raises(SuiteError, match="overwrote"):
-        optimizer.step()
-
-
-def test_guard_allows_for_the_rounding_of_rates_that_are_float32_tensors(net: Any) -> None:
-    optimizer = AdamW(net.parameters(), lr=torch.tensor(3e-3), foreach=False)
-    by = {role: Factors(1 / (3 + index)) for index, role in enumerate(ROLES)}
-    scheduler = ExponentialLR(optimizer, 0.9995)
-    parents = split(optimizer, net, by)
-    rescale_schedulers([scheduler], parents, [g["lr_factor"] for g in optimizer.param_groups])
-    RateGuard(optimizer, parents, [scheduler])
-    for _ in range(1500):
-        optimizer.step()
-        scheduler.step()
-    optimizer.param_groups[0]["lr"] = torch.tensor(3e-3)
-    with pytest.raises(SuiteError, match="overwrote"):
-        optimizer.step()
-
-
-def test_guard_notices_new_groups(net: Any) -> None:
-    optimizer = SGD(net["first"].parameters(), lr=0.1)
-    guarded(net, optimizer)
-    optimizer.add_param_group({"params": list(net["last"].parameters())})
-    with pytest.raises(SuiteError, match=r"had 2 parameter groups .* has 3 now"):
-        optimizer.step()
 
 
 def test_groups_that_were_split_before_are_recognised(net: Any) -> None:
