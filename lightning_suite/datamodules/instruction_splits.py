@@ -17,6 +17,7 @@ from lightning_suite.datamodules.instruction_sources import (
 from lightning_suite.errors import SuiteError
 
 Source = str | list[str]
+_SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9)  # to propose
 
 
 class ValidationSplit(NamedTuple):
@@ -70,7 +71,8 @@ def read_splits(
                 f"training prompts in {name}."
             )
     elif validation.fraction and "val" not in splits:
-        held_out = [_is_held_out(example, validation) for example in splits["train"]]
+        draws = [_draw(example, validation.seed) for example in splits["train"]]
+        held_out = [draw < validation.fraction for draw in draws]
         pairs = list(zip(splits["train"], held_out, strict=True))
         splits["val"] = [example for example, held in pairs if held]
         splits["train"] = [example for example, held in pairs if not held]
@@ -78,12 +80,25 @@ def read_splits(
             raise SuiteError(
                 f"{name}: val_fraction {validation.fraction} leaves "
                 f"{len(splits['train']):,} samples to train and {len(splits['val']):,} to "
-                "validate on. Change val_fraction or val_seed, or take more data."
+                f"validate on. {_advice(draws, validation.fraction)}"
             )
     return splits
 
 
-def _is_held_out(example: Example, validation: ValidationSplit) -> bool:
-    text = f"{validation.seed} {example.prompt}".encode("utf-8", "surrogatepass")
-    draw = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
-    return draw < validation.fraction
+def _draw(example: Example, seed: int) -> float:
+    """Return a number in [0, 1) for a prompt; below ``val_fraction`` it is held out."""
+    text = f"{seed} {example.prompt}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
+
+
+def _advice(draws: Sequence[float], fraction: float) -> str:
+    """Name the share nearest to the one asked for that leaves samples on both sides."""
+    held = {share: sum(draw < share for draw in draws) for share in _SHARES}
+    possible = [share for share in _SHARES if 0 < held[share] < len(draws)]
+    if not possible:
+        return "Change val_seed, or take more data."
+    share = min(possible, key=lambda share: abs(share - fraction))
+    return (
+        f"Set val_fraction to {share}, which leaves {len(draws) - held[share]:,} and "
+        f"{held[share]:,}, or take more data."
+    )

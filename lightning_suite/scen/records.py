@@ -76,6 +76,11 @@ class History:
             SuiteError: No live edit has that id.
         """
         if edit_id not in self._by_id:
+            if any((r.edit.id, r.status) == (edit_id, "removed") for r in self.records):
+                raise SuiteError(
+                    f"the bank has no live edit {edit_id!r}: it was removed, and "
+                    "`lightning-suite bank rollback` brings it back."
+                )
             raise SuiteError(
                 f"the bank has no live edit {edit_id!r}.{did_you_mean(edit_id, self._by_id)} "
                 "`lightning-suite bank list` shows the ids."

@@ -204,7 +204,7 @@ class TestVersions:
         made.insert([edit("a"), edit("b")], experts(2))
         made.remove(["a", "a"])
         assert fired(made, "What is a?", "What is b?") == [-1, 1]
-        with pytest.raises(SuiteError, match="no live edit 'a'"):
+        with pytest.raises(SuiteError, match="no live edit 'a': it was removed, and .* brings it"):
             made.remove(["b", "a"])
         assert len(made) == 1
         made.rollback("a")
