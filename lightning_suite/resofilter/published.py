@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ SCORES: Mapping[str, Mapping[str, float]] = {
     "adam1_mean_abs_rounded": {**_CONSTANTS, "beta1": 0.9, "beta2": 0.999},
 }
 """The published score, exactly and as the script rounds it, with the constants it has there."""
+
+# One dense matrix a layer: neither `3.mlp.shared_expert.up_proj` nor `3.mlp.experts.5.up_proj`.
+_DENSE = re.compile(r"(^|\.)\d+\.mlp\.up_proj$")
 
 
 def resofilter_selection(
@@ -69,22 +73,9 @@ def as_published(manifest: Mapping[str, Any], longest: int, **options: Any) -> N
         ]
     else:
         wrong.append(f"by is {by!r}, expected {' or '.join(map(repr, SCORES))}")
-    targets: Mapping[str, str] = manifest.get("targets", {})
     if options.get("module", "all") not in ("all", "up_proj", "mlp.up_proj"):
         wrong.append(f"module is {options['module']!r}, expected 'up_proj'")
-    modules = {name: dtype for name, dtype in targets.items() if matches(name, "up_proj")}
-    if not modules:
-        wrong.append("no up_proj was scored")
-    if parts := [name for name in modules if not name.endswith("up_proj")]:
-        wrong.append(f"{parts[0]} is part of an adapter, expected whole up_proj matrices")
-    if low := sorted({dtype for dtype in modules.values() if dtype != "float32"}):
-        wrong.append(f"the weights are {', '.join(low)}, expected float32")
-    depth = manifest.get("depth")
-    scored_layers = sorted(n for name in modules if (n := layer_number(name)) is not None)
-    if depth is None:
-        wrong.append("how many layers the model has is not recorded")
-    elif modules and scored_layers[-3:] != list(range(depth))[-3:]:
-        wrong.append(f"layers {scored_layers} of {depth} are scored, expected the last three")
+    wrong += _other_modules(manifest)
     precision = manifest.get("precision", {})
     if precision.get("autocast") is not None:
         wrong.append(f"autocast is {precision['autocast']}, expected none")
@@ -97,3 +88,27 @@ def as_published(manifest: Mapping[str, Any], longest: int, **options: Any) -> N
         )
     if wrong:
         raise SuiteError("compat=resofilter: " + "; ".join(wrong) + ".")
+
+
+def _other_modules(manifest: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the matrices that were scored."""
+    wrong = []
+    targets: Mapping[str, str] = manifest.get("targets", {})
+    modules = {name: dtype for name, dtype in targets.items() if matches(name, "up_proj")}
+    if not modules:
+        wrong.append("no up_proj was scored")
+    if parts := [name for name in modules if not name.endswith("up_proj")]:
+        wrong.append(f"{parts[0]} is part of an adapter, expected whole up_proj matrices")
+    elif others := [name for name in modules if not _DENSE.search(name)]:
+        wrong.append(f"{others[0]} is not the layer's own mlp.up_proj, as of an expert")
+    if low := sorted({dtype for dtype in modules.values() if dtype != "float32"}):
+        wrong.append(f"the weights are {', '.join(low)}, expected float32")
+    depth = manifest.get("depth")
+    scored_layers = sorted(n for name in modules if (n := layer_number(name)) is not None)
+    if several := sorted({n for n in scored_layers if scored_layers.count(n) > 1}):
+        wrong.append(f"layers {several} have several up_proj, expected one mlp.up_proj each")
+    if depth is None:
+        wrong.append("how many layers the model has is not recorded")
+    elif modules and scored_layers[-3:] != list(range(depth))[-3:]:
+        wrong.append(f"layers {scored_layers} of {depth} are scored, expected the last three")
+    return wrong

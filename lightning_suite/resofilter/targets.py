@@ -9,16 +9,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_suite.errors import SuiteError, did_you_mean
 from lightning_suite.module_names import clean_name
+from lightning_suite.resofilter.layer_kinds import (
+    Kind,
+    has_own_forward,
+    kind_of,
+    never_called,
+    sequence_first,
+    stacked_matrices,
+    unfold,
+)
 
 Layers = str | int | Sequence[int]
 
@@ -42,7 +50,7 @@ class Target:
 
     name: str
     module: nn.Module
-    kind: Literal["linear", "conv1d", "conv2d"] = "linear"
+    kind: Kind = "linear"
     parameter: Literal["weight", "bias"] = "weight"
     part: tuple[int, int] = (0, 1)
     sequence_first: bool = False
@@ -71,7 +79,7 @@ class Target:
     def inputs(self, x: Tensor) -> Tensor:
         """Return the rows that the weight multiplies: [..., I]."""
         if self.kind == "conv2d":
-            x = _unfold(self.module, x)
+            x = unfold(self.module, x)
         return x.new_ones(*x.shape[:-1], 1) if self.parameter == "bias" else x
 
     def output_gradients(self, g: Tensor) -> Tensor:
@@ -112,7 +120,10 @@ def find_targets(
     """Find the layers to watch.
 
     Supported: ``nn.Linear`` (so also LoRA's A and B), Hugging Face's ``Conv1D``, ``nn.Conv2d``
-    without groups. ``gate_up_proj`` is watched as two matrices, ``….gate`` and ``….up``.
+    without groups, and subclasses of these that leave ``forward`` as it is. ``gate_up_proj`` is
+    watched as two matrices, ``….gate`` and ``….up``. A subclass with its own ``forward`` may do
+    anything with its weight, and one that is computed from other parameters (a parametrization,
+    weight norm, pruning) has no gradient of its own: both are skipped.
 
     Args:
         model: Any module.
@@ -129,7 +140,7 @@ def find_targets(
     """
     patterns = [modules] if isinstance(modules, str) else list(modules)
     shared = _shared_parameters(model)
-    functional, transposed = _never_called(model), _sequence_first(model)
+    functional, transposed = never_called(model), sequence_first(model)
     found: list[Target] = []
     skipped: dict[str, str] = {}
     rest: list[str] = []
@@ -140,8 +151,12 @@ def find_targets(
             if "all" in patterns:
                 skipped[name] = "an embedding is a table, not a linear map"
             continue
-        kind = _kind(module)
+        kind = kind_of(module)
         if kind is None:
+            for parameter in stacked_matrices(module):
+                stacked = f"{name}.{parameter}".lstrip(".")
+                if any(_may_mean(stacked, p) for p in patterns):
+                    skipped[stacked] = "it is several matrices in one tensor, as of experts"
             continue
         candidates = [
             replace(target, sequence_first=module in transposed)
@@ -209,9 +224,7 @@ def choose_layers(numbers: Iterable[int | None], layers: Layers) -> set[int | No
     return set(wanted)
 
 
-def _of_module(
-    name: str, module: nn.Module, kind: Literal["linear", "conv1d", "conv2d"], biases: bool
-) -> Iterable[Target]:
+def _of_module(name: str, module: nn.Module, kind: Kind, biases: bool) -> Iterable[Target]:
     parts = _FUSED.get(name.rpartition(".")[2])
     if parts is None:
         yield Target(name, module, kind)
@@ -222,28 +235,27 @@ def _of_module(
         yield Target(f"{name}.bias" if name else "bias", module, kind, "bias")
 
 
-def _kind(module: nn.Module) -> Literal["linear", "conv1d", "conv2d"] | None:
-    if isinstance(module, nn.Linear):
-        return "linear"
-    if isinstance(module, nn.Conv2d):
-        return "conv2d"
-    # transformers' Conv1D, a linear layer whose weight is [in, out]; not imported for its name
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        return "conv1d"
-    return None
+def _may_mean(stacked: str, pattern: str) -> bool:
+    """Return whether a pattern means a tensor of several matrices, such as ``gate_up_proj``."""
+    return matches(stacked, pattern) or stacked.endswith("_" + pattern.rpartition(".")[2])
 
 
 def _reason_to_skip(target: Target, shared: set[int], include_frozen: bool) -> str | None:
     what, values = target.parameter, getattr(target.module, target.parameter)
-    if id(values) in shared:
-        return f"its {what} is tied to another module's"
-    if not values.is_floating_point():
-        return f"its {what} is quantised ({values.dtype})"
-    if what == "weight" and target.kind == "conv2d" and target.module.groups != 1:
-        return "a convolution with groups is not one matrix"
-    if not (values.requires_grad or include_frozen):
-        return f"its {what} is frozen"
-    return None
+    reason: str | None = None
+    if what not in target.module._parameters:
+        reason = f"its {what} is computed from other parameters (a parametrization or the like)"
+    elif id(values) in shared:
+        reason = f"its {what} is tied to another module's"
+    elif not values.is_floating_point():
+        reason = f"its {what} is quantised ({values.dtype})"
+    elif has_own_forward(target.module, target.kind):
+        reason = f"{type(target.module).__name__} has a forward of its own, maybe not W·x + b"
+    elif what == "weight" and target.kind == "conv2d" and target.module.groups != 1:
+        reason = "a convolution with groups is not one matrix"
+    elif not (values.requires_grad or include_frozen):
+        reason = f"its {what} is frozen"
+    return reason
 
 
 def _shared_parameters(model: nn.Module) -> set[int]:
@@ -253,21 +265,6 @@ def _shared_parameters(model: nn.Module) -> set[int]:
         for parameter in module.parameters(recurse=False)
     )
     return {key for key, count in counts.items() if count > 1}
-
-
-def _never_called(model: nn.Module) -> set[nn.Module]:
-    attentions = (m for m in model.modules() if isinstance(m, nn.MultiheadAttention))
-    return {attention.out_proj for attention in attentions}
-
-
-def _sequence_first(model: nn.Module) -> set[nn.Module]:
-    kinds = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-    return {
-        module
-        for layer in model.modules()
-        if isinstance(layer, kinds) and not layer.self_attn.batch_first
-        for module in layer.modules()
-    }
 
 
 def _choose_layers(found: list[Target], layers: Layers) -> list[Target]:
@@ -293,19 +290,3 @@ def _nothing_found(
     kinds = sorted({re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name) for name in rest})
     hint = "".join(did_you_mean(p, {k.rpartition(".")[2] for k in kinds}) for p in patterns)
     return f"modules: nothing matches {asked}.{hint} There are: {', '.join(kinds) or 'none'}."
-
-
-def _unfold(module: nn.Module, x: Tensor) -> Tensor:
-    """Return the patches of a convolution's input: [N, C, H, W] -> [N, H'·W', C·kh·kw]."""
-    assert isinstance(module, nn.Conv2d)
-    # torch keeps the padding of all modes ("same" too) in the form that F.pad wants
-    padding: Callable[..., Tensor] = F.pad
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = padding(x, module._reversed_padding_repeated_twice, mode=mode)
-    patches = F.unfold(
-        x,
-        kernel_size=module.kernel_size,
-        dilation=module.dilation,
-        stride=module.stride,
-    )
-    return patches.mT

@@ -80,6 +80,31 @@ def test_another_score_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            [f"model.layers.{n}.mlp.shared_expert.up_proj" for n in (27, 28, 29)],
+            r"27.mlp.shared_expert.up_proj is not the layer's own mlp.up_proj",
+        ),
+        (
+            [f"model.layers.{n}.mlp.experts.{e}.up_proj" for n in (27, 28, 29) for e in (0, 1)],
+            r"layers \[27, 28, 29\] have several up_proj",
+        ),
+        (
+            [f"{part}.layers.{n}.mlp.up_proj" for n in (27, 28, 29) for part in ("text", "vision")],
+            r"layers \[27, 28, 29\] have several up_proj",
+        ),
+    ],
+    ids=["shared experts", "experts", "two networks"],
+)
+def test_only_one_dense_up_projection_a_layer_is_the_published_module(
+    names: list[str], message: str
+) -> None:
+    with pytest.raises(SuiteError, match=message):
+        as_published(manifest(targets=dict.fromkeys(names, "float32")), 1)
+
+
+@pytest.mark.parametrize(
     ("changes", "longest", "message"),
     [
         ({"depth": 32}, 1, r"layers \[27, 28, 29\] of 32 are scored, expected the last three"),

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Phi3Config
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 from transformers.models.phi3.modeling_phi3 import Phi3ForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from lightning_suite.errors import SuiteError
+from lightning_suite.lmcd.heads.neural import NonNegative
 from lightning_suite.module_names import clean_name
 from lightning_suite.resofilter.targets import find_targets, layer_number, matches
 
@@ -136,6 +151,98 @@ def test_what_is_not_one_matrix_is_skipped() -> None:
         "depthwise": "a convolution with groups is not one matrix",
         "attention.out_proj": "its parent uses the weight without calling the layer",
     }
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(0.25 * x)
+
+
+class StandardisedConv(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
+class TransposedScaled(Conv1D):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Renamed(nn.Linear):
+    """Only its construction is its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width)
+
+
+class RenamedTransposed(Conv1D):
+    pass
+
+
+def test_a_layer_with_a_forward_of_its_own_is_skipped_and_named() -> None:
+    patched = nn.Linear(4, 4)
+    patched.forward = lambda x: x @ patched.weight  # type: ignore[method-assign]
+    model = nn.ModuleDict(
+        {
+            "scaled": Scaled(4, 4),
+            "non_negative": NonNegative(4, 4),
+            "standardised": StandardisedConv(2, 3, 3),
+            "transposed": TransposedScaled(4, 4),
+            "patched": patched,
+            "renamed": Renamed(4),
+            "renamed_transposed": RenamedTransposed(3, 4),
+        }
+    )
+    found = find_targets(model, biases=True)
+    assert [t.name for t in found.found] == [
+        "renamed",
+        "renamed.bias",
+        "renamed_transposed",
+        "renamed_transposed.bias",
+    ]
+    assert found.found[2].weight.shape == (3, 4)
+    expected = "has a forward of its own, maybe not W·x + b"
+    assert found.skipped["scaled"] == f"Scaled {expected}"
+    assert found.skipped["scaled.bias"] == f"Scaled {expected}"
+    assert set(found.skipped) >= {"non_negative", "standardised", "transposed", "patched"}
+    with pytest.raises(
+        SuiteError, match=r"all that match 'scaled' are skipped \(scaled: Scaled has"
+    ):
+        find_targets(model, "scaled")
+
+
+def test_falcon_s_own_linear_layer_is_one() -> None:
+    config = FalconConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
+    assert "transformer.h.0.mlp.dense_h_to_4h" in names(FalconForCausalLM(config))
+
+
+@pytest.mark.parametrize(
+    "reparametrize",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.orthogonal,
+        nn.utils.spectral_norm,
+        lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+    ],
+    ids=["weight norm", "orthogonal", "spectral norm, as a hook", "pruned"],
+)
+def test_a_weight_that_is_computed_is_skipped_and_its_bias_is_not(reparametrize: Any) -> None:
+    model = nn.ModuleDict({"made": reparametrize(nn.Linear(4, 4)), "plain": nn.Linear(4, 4)})
+    found = find_targets(model, biases=True)
+    assert [t.name for t in found.found] == ["made.bias", "plain", "plain.bias"]
+    assert found.skipped["made"].startswith("its weight is computed from other parameters")
+
+
+def test_experts_in_one_tensor_are_named() -> None:
+    sizes = {**SMALL, "moe_intermediate_size": 6, "shared_expert_intermediate_size": 6}
+    model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**sizes, num_experts=4, num_experts_per_tok=2))
+    reason = "it is several matrices in one tensor, as of experts"
+    found = find_targets(model, "up_proj", "last:1")
+    assert [t.name for t in found.found] == ["model.layers.3.mlp.shared_expert.up_proj"]
+    assert found.skipped["model.layers.3.mlp.experts.gate_up_proj"] == reason
+    assert find_targets(model).skipped["model.layers.0.mlp.experts.down_proj"] == reason
+    with pytest.raises(SuiteError, match="experts.down_proj: it is several matrices in one"):
+        find_targets(model, "experts.down_proj")
 
 
 @pytest.mark.parametrize(
