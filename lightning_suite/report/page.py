@@ -89,9 +89,10 @@ def _header(run: Run) -> str:
     )
     parts.append(f'<dl class="facts">{shown}</dl>')
     if run.command:
+        words = " ".join(f"<span>{escape(word)}</span>" for word in run.shell_words)
         parts.append(
             '<div class="command copyable"><button type="button" class="copy" hidden>Copy</button>'
-            f'<pre tabindex="0"><code>{escape(run.shell_line)}</code></pre></div>'
+            f'<pre tabindex="0"><code>{words}</code></pre></div>'
         )
     versions = record.get("versions")
     if isinstance(versions, dict):
@@ -163,7 +164,7 @@ def _figure(folder: Path, artifact: Artifact) -> str:
 
 def _table(folder: Path, artifact: Artifact) -> str:
     header, rows, total = read_table(folder / artifact.files[0])
-    table = html_table(header, rows, label=artifact.title or artifact.name)
+    table = html_table(header, rows, label=artifact.title or artifact.name, total=total)
     if total > len(rows):
         table += f'<p class="files">First {len(rows):,} of {total:,} rows; all are in the file.</p>'
     return table

@@ -57,9 +57,9 @@ class Run:
         return next((word for word in self.command[1:] if re.fullmatch(r"[a-z][a-z-]*", word)), "")
 
     @property
-    def shell_line(self) -> str:
-        """The command line as one would type it."""
-        return shlex.join(self.command)
+    def shell_words(self) -> list[str]:
+        """The words of the command line as one would type them."""
+        return [shlex.quote(word) for word in self.command]
 
     @property
     def time(self) -> str | None:

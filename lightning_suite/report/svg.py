@@ -48,10 +48,10 @@ def inline_svg(text: str, *, prefix: str, label: str) -> str:
         raise SuiteError("not an SVG file")
     themed = PAPER in text
     view = root.get("viewBox")
-    width = (
-        float(view.split()[2])
+    width, height = (
+        (float(number) for number in view.split()[2:])
         if view and re.fullmatch(r"(-?\d+(\.\d*)?\s+){3}\d+(\.\d*)?", view)
-        else 0
+        else (0.0, 0.0)
     )
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
@@ -63,7 +63,7 @@ def inline_svg(text: str, *, prefix: str, label: str) -> str:
             "class": ("themed" if themed else "paper") + (" wide" if width > 400 else ""),
         }
         if width > 400:  # the page scrolls it before its letters get too small to read
-            root.set("style", f"--drawn: {width:.0f}px")
+            root.set("style", f"--drawn: {width:.0f}px; --high: {height:.0f}px")
         return ElementTree.tostring(root, encoding="unicode")
     except RecursionError:
         raise SuiteError("the SVG file is nested too deeply") from None

@@ -70,6 +70,7 @@ def html_table(
     *,
     label: str,
     named_rows: bool = False,
+    total: int | None = None,
 ) -> str:
     """Return a sortable table inside a box that scrolls on narrow screens.
 
@@ -82,6 +83,7 @@ def html_table(
         rows: Cells, as plain text or with more.
         label: What a screen reader says for the box.
         named_rows: The first cell of each row is its name, and stays in view while one scrolls.
+        total: Rows that there are, where these are the first of them.
     """
     cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
     numeric = [
@@ -115,7 +117,8 @@ def html_table(
         f"<table{kind}><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
     )
     if len(cells) > PRINTED_ROWS:
-        table += f'<p class="printed">Printed: the first {PRINTED_ROWS} of {len(cells):,} rows.</p>'
+        every = len(cells) if total is None else total
+        table += f'<p class="printed">Printed: the first {PRINTED_ROWS} of {every:,} rows.</p>'
     return table
 
 

@@ -17,6 +17,7 @@ from lightning_suite.run_folder import RunFolder
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed")
 
 PHONES = (360, 390)
+COMMAND = ["lightning-suite", "fit", "-c", "a.yaml", "--trainer.max_epochs", "2", "--ckpt_path"]
 LONG = "A sentence that is longer than a cell of a table can hold in a single line."
 
 # Elements that stick out of the window, those in a box that scrolls left aside.
@@ -94,6 +95,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "step,train_loss,val_loss\n" + "".join(f"{n},{1 / (n + 1)},{n}\n" for n in range(9)),
         encoding="utf-8",
     )
+    folder.write_record(command=COMMAND, seed=0, config=None)
     (place / "hparams.yaml").write_text(f"a_key: '{'no_space_' * 30}'\n", encoding="utf-8")
     return write_report(place)
 
@@ -181,6 +183,17 @@ def test_the_arrow_keys_scroll_a_figure_and_its_end_no_longer_fades(tab: Tab, pa
         True,
         False,
     ]
+
+
+def test_a_command_is_broken_between_its_words(tab: Tab, page: Path) -> None:
+    tab.open(page, width=360)
+    lines = (
+        """[...document.querySelectorAll(".command span")].map((e) => e.getClientRects().length)"""
+    )
+    assert tab.run(lines) == [1] * len(COMMAND)
+    height = "document.querySelector('.command pre').clientHeight"
+    assert tab.run(height) > 60  # several lines
+    assert tab.run("document.querySelector('.command code').textContent") == " ".join(COMMAND)
 
 
 @pytest.mark.parametrize("dark", [False, True])

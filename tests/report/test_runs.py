@@ -76,4 +76,4 @@ def test_the_command_is_shown_without_the_programs_folder(tmp_path: Path) -> Non
     (tmp_path / "run.json").write_text(json.dumps({"command": words}))
     run = open_run(tmp_path)
     assert run.subcommand == "lr-transfer"
-    assert run.shell_line == "lightning-suite lr-transfer --depths '2, 4'"
+    assert run.shell_words == ["lightning-suite", "lr-transfer", "--depths", "'2, 4'"]

@@ -75,6 +75,8 @@ def test_only_a_long_table_scrolls_in_a_box_of_its_own_and_is_cut_on_paper() -> 
     assert '<div class="scroll tall" ' in table(16)
     assert "Printed" not in table(40)
     assert "Printed: the first 40 of 41 rows." in table(41)
+    first = html_table(["n"], [["1"]] * 500, label="L", total=2219)
+    assert "Printed: the first 40 of 2,219 rows." in first
 
 
 def test_a_long_heading_may_take_two_lines() -> None:
