@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from lightning_suite.datamodules.hf_datasets import load_folder_dataset
-from lightning_suite.datamodules.instruction_sources import Columns, Row, read_examples, read_rows
+from lightning_suite.datamodules.instruction_sources import (
+    Columns,
+    Example,
+    Row,
+    content_hash,
+    read_examples,
+    read_rows,
+)
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write, temporary_folder
@@ -19,7 +27,7 @@ from lightning_suite.resofilter.selection import table_columns
 from lightning_suite.resofilter.store import merge_shards, write_table
 
 ID_COLUMN, SCORE_COLUMN = "sample_id", "selection_score"
-SOURCE = "source.json"
+SOURCE, CONTENTS = "source.json", "contents.parquet"
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
@@ -33,6 +41,8 @@ class Source:
         ids: One for each.
         prompts: One for each.
         files: The files they are in, or their one folder; none of a generator or of the Hub.
+        contents: A hash of each one's roles and texts, see
+            :func:`~lightning_suite.datamodules.instruction_sources.content_hash`.
     """
 
     name: str
@@ -40,6 +50,7 @@ class Source:
     ids: list[str]
     prompts: list[str]
     files: tuple[Path, ...] = ()
+    contents: tuple[str, ...] = ()
 
     @property
     def suffix(self) -> str:
@@ -111,7 +122,48 @@ def read_source(folder: Path, data: str | None = None) -> Source:
         [e.id for e in examples],
         [e.prompt for e in examples],
         tuple(path for path in paths if path.exists()),
+        tuple(content_hash(e.messages) for e in examples),
     )
+
+
+def write_contents(folder: Path, examples: Iterable[Example]) -> None:
+    """Write a hash of what each sample says, so that its score is never joined to other text.
+
+    Args:
+        folder: Of the scores.
+        examples: That are scored.
+    """
+    pyarrow = import_extra("pyarrow", "llm")
+    pairs = [(example.id, content_hash(example.messages)) for example in examples]
+    names = ("sample_id", "content")
+    columns = zip(*pairs, strict=True) if pairs else ((), ())
+    table = {name: pyarrow.array(c, "string") for name, c in zip(names, columns, strict=True)}
+    write_table(pyarrow.table(table), folder / CONTENTS)
+
+
+def changed_rows(folder: Path, source: Source, rows: list[int]) -> list[int] | None:
+    """Return those of ``rows`` whose text is not what was scored under their id.
+
+    Args:
+        folder: Of the scores.
+        source: The data as they are now.
+        rows: That have a score.
+
+    Returns:
+        None where the scores do not say what was scored.
+
+    Raises:
+        SuiteError: The file that says it is damaged.
+    """
+    path = folder / CONTENTS
+    if not path.exists():
+        return None
+    table = read_parquet(path, ["sample_id", "content"])
+    if any(str(field.type) != "string" for field in table.schema):
+        raise SuiteError(f"{path}: its columns must be text. Delete the file to select without it.")
+    ids, contents = (table[name].to_pylist() for name in ("sample_id", "content"))
+    scored = dict(zip(ids, contents, strict=True))
+    return [row for row in rows if scored.get(source.ids[row]) != source.contents[row]]
 
 
 def _read_known(path: Path) -> dict[str, Any]:

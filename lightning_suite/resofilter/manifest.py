@@ -24,6 +24,11 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 # Where scores were made: noted, and not compared.
 ENVIRONMENT = "environment"
+# What a model of these weights does, see `computation.computation`.
+COMPUTATION = "computation"
+# Where the weights came from; what they are is in their hash.
+PRETRAINED = "pretrained"
+_LONGEST = 160  # characters of a value in a message
 Manifest = dict[str, Any]
 
 
@@ -40,9 +45,11 @@ def make_manifest(
         model: Hashed: names, shapes, dtypes and bytes of all its weights. None where they change.
         targets: What is watched.
         features: What is computed.
-        more: For example ``mode``, ``model`` (its name), ``depth`` (its layers), ``data`` (see
-            :func:`data_fingerprint`), ``template``, ``max_length``, ``precision`` (see
-            :func:`~lightning_suite.resofilter.precision.precision_of`), ``environment`` (see
+        more: For example ``mode``, ``model`` (its class), ``pretrained`` (its place),
+            ``computation`` (what it does with its weights, see
+            :func:`~lightning_suite.resofilter.computation.computation`), ``depth`` (its layers),
+            ``data`` (see :func:`data_fingerprint`), ``template``, ``max_length``, ``precision``
+            (see :func:`~lightning_suite.resofilter.precision.precision_of`), ``environment`` (see
             :func:`environment`).
     """
     packages = ["torch", "transformers", "peft"]
@@ -104,9 +111,11 @@ def data_fingerprint(samples: Iterable[tuple[str, Sequence[int], Sequence[int]]]
 def manifest_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return one line for each value that differs: ``key.key: old -> new``.
 
-    The environment is left out, see :func:`environment_difference`.
+    The environment is left out, see :func:`environment_difference`, and so is where the weights
+    came from.
     """
-    return [line for line in _differences(old, new) if not line.startswith(f"{ENVIRONMENT}.")]
+    noted = (f"{ENVIRONMENT}.", f"{PRETRAINED}:")
+    return [line for line in _differences(old, new) if not line.startswith(noted)]
 
 
 def environment_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -145,7 +154,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before, after = dict(_flat(old)), dict(_flat(new))
     keys = sorted(before.keys() | after.keys())
     both = [(key, _shown(before, key), _shown(after, key)) for key in keys]
-    return [f"{key}: {was} -> {now}" for key, was, now in both if was != now]
+    return [f"{key}: {_cut(was)} -> {_cut(now)}" for key, was, now in both if was != now]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -158,6 +167,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
     return json.dumps(values[key]) if key in values else "(absent)"
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…"
 
 
 def _version(package: str) -> str | None:

@@ -21,6 +21,7 @@ from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write, write_json
 from lightning_suite.parquet_files import read_parquet
 from lightning_suite.resofilter.manifest import (
+    COMPUTATION,
     MANIFEST,
     Manifest,
     environment_difference,
@@ -150,12 +151,20 @@ class ScoreStore:
             if self.rank == 0:
                 write_json(path, manifest)
             return
-        if changes := manifest_difference(read_manifest(self.folder), manifest):
+        there = read_manifest(self.folder)
+        if COMPUTATION in manifest and COMPUTATION not in there:
+            raise SuiteError(
+                f"{path}: is from a release that did not note what the model does with its weights "
+                "(activation, scale of an adapter, hyperparameters), so it cannot be told whether "
+                "these scores are of this model. Score into a new folder (--out). "
+                "`lightning-suite select` takes finished scores as they are."
+            )
+        if changes := manifest_difference(there, manifest):
             raise SuiteError(
                 f"{path}: the scores in this folder were made in another way, and two ways must "
                 "not be mixed. Use a new folder, or undo the change:\n  " + "\n  ".join(changes)
             )
-        if moved := environment_difference(read_manifest(self.folder), manifest):
+        if moved := environment_difference(there, manifest):
             rank_zero_info(
                 f"{self.folder}: these scores go on elsewhere than they began, which may change "
                 f"last digits: {'; '.join(moved)}"

@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Score:
         return status, *capfd.readouterr()
 
     return run
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures, which take most of the time."""
+    name = "lightning_suite.report.resofilter_figures.describe_scores"
+    monkeypatch.setattr(name, lambda *_: None)
 
 
 def table(folder: str = "scores") -> dict[str, Any]:
@@ -224,6 +232,55 @@ def test_another_model_under_an_old_manifest_is_refused_with_the_difference(scor
     assert status == 0, "the number of threads is noted"
     assert "0 samples scored now, 30 before" in out
     assert {path: path.read_bytes() for path in shard_files("scores")} == before
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_same_weights_in_another_function_are_refused_with_the_key(score: Score) -> None:
+    score()
+    before = {path: path.read_bytes() for path in shard_files("scores")}
+    next(iter(before)).unlink()  # there is something left to score
+    changed = {**MODEL, "hidden_act": "relu"}
+    status, _, err = score(model={"class_path": "CausalLMModule", "init_args": {"config": changed}})
+    assert status == 2
+    assert 'computation.models.model.config.hidden_act: "silu" -> "relu"' in err
+    assert "weights: " not in err
+    assert set(shard_files("scores")) < before.keys(), "nothing was scored"
+    training = [f"--model.init_args.{v}" for v in ("gradient_checkpointing=true", "optimizer.lr=1")]
+    assert score(*training)[0] == 0, "how it is trained does not matter"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_same_weights_from_another_folder_go_on(score: Score) -> None:
+    CausalLMModule(MODEL, init_seed=0).model.save_pretrained("a")
+    shutil.copytree("a", "b")
+    for name, said in (("a", "30 samples scored now"), ("b", "0 samples scored now")):
+        model = {"class_path": "CausalLMModule", "init_args": {"pretrained": str(Path(name))}}
+        status, out, err = score(model=model)
+        assert status == 0, err
+        assert said in out
+    assert read_manifest("scores")["pretrained"] == "a"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_other_answers_under_the_same_ids_are_refused(score: Score) -> None:
+    score()
+    status, _, err = score(samples=[{**row, "answer": "Another."} for row in rows()])
+    assert status == 2
+    assert "data.sha256: " in err
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_scores_of_a_release_that_noted_less_are_not_gone_on_with(score: Score) -> None:
+    score()
+    path = Path("scores/manifest.json")
+    manifest = json.loads(path.read_text())
+    del manifest["computation"]
+    path.write_text(json.dumps(manifest))
+    status, _, err = score()
+    assert status == 2
+    assert "did not note what the model does with its weights" in err
+    assert "Score into a new folder (--out)." in err
+    assert main(["select", "scores"]) == 0
 
 
 def test_16_bit_weights_are_refused_for_this_score_alone(score: Score) -> None:

@@ -86,7 +86,7 @@ def test_what_was_done_is_written_beside_it(select: Select) -> None:
     assert done["order"] == "band"
     assert done["kept"] == len(lines("some.jsonl")) == 30 - 21
     assert done["rows"] == 31
-    assert done["without_score"] == {"no_labels": 1, "not_scored": 0}
+    assert done["without_score"] == {"no_labels": 1, "content_changed": 0, "not_scored": 0}
     assert done["manifest"] == json.loads(Path("scores/manifest.json").read_text())
 
 
@@ -275,6 +275,65 @@ def test_rows_that_were_not_scored_are_counted(select: Select, scored: Path) -> 
     status, _, err = select("--data=other.jsonl", "--out=no.jsonl")
     assert status == 2
     assert "none of its 30 ids is in scores" in err
+
+
+def write_as(form: str, data: list[dict[str, Any]]) -> None:
+    """Write ``data`` as the file or folder ``form``."""
+    if form.endswith(".jsonl"):
+        write_rows(Path(form), data)
+    elif form.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(data), form)
+    else:
+        datasets.Dataset.from_list(data).save_to_disk(form)
+
+
+@pytest.mark.parametrize("form", ["data.jsonl", "data.parquet", "data"])
+def test_rows_that_say_something_else_than_was_scored_are_never_kept(
+    select: Select, scored: Path, form: str
+) -> None:
+    data = original(scored)
+    write_as(form, [{**row, "remark": "not read"} for row in data])
+    status, out, err = select(f"--data={form}", "--keep=1", "--out=same.jsonl")
+    assert status == 0
+    assert "say something else" not in err
+    assert len(lines("same.jsonl")) == 30
+    data[3]["answer"], data[8]["question"] = "Changed.", "Changed?"
+    data.append({**rows(1)[0], "id": "new"})
+    shutil.rmtree(form) if Path(form).is_dir() else Path(form).unlink()
+    write_as(form, data)
+    status, out, err = select(f"--data={form}", "--keep=1", "--out=kept.jsonl")
+    assert status == 0
+    assert "2 have no score (content_changed) and are not kept" in out
+    assert "1 have no score (not_scored)" in out
+    assert "2 of 31 rows say something else than what was scored under their id" in err
+    assert f"the first is {data[3]['id']!r}, row 4" in err
+    kept = {row["id"] for row in lines("kept.jsonl")}
+    assert kept == {row["id"] for row in original(scored)} - {data[3]["id"], data[8]["id"], "empty"}
+    done = json.loads(Path("kept.selection.json").read_text())
+    assert done["without_score"] == {"no_labels": 1, "content_changed": 2, "not_scored": 1}
+
+
+@pytest.mark.parametrize("options", [[], ["--by=random"], ["--strata=topic"]])
+def test_data_of_which_every_row_has_changed_are_refused(
+    select: Select, scored: Path, options: list[str]
+) -> None:
+    write_as("data.jsonl", [{**row, "answer": "Another."} for row in original(scored)])
+    status, _, err = select("--data=data.jsonl", "--out=kept.jsonl", *options)
+    assert status == 2
+    assert "31 of 31 rows say something else than what was scored under their id" in err
+    assert "score these into a new folder" in err
+    assert not Path("kept.jsonl").exists()
+
+
+def test_scores_that_do_not_say_what_was_scored_are_joined_with_a_warning(select: Select) -> None:
+    Path("scores/contents.parquet").unlink()
+    status, _, err = select()
+    assert status == 0
+    assert "rows are joined to scores by id alone" in err
+    pq.write_table(pa.table({"sample_id": ["a"], "content": [[1]]}), "scores/contents.parquet")
+    status, _, err = select("--force")
+    assert status == 2
+    assert "contents.parquet: its columns must be text" in err
 
 
 def test_an_existing_file_is_overwritten_only_by_force(select: Select) -> None:

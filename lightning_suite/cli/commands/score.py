@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -29,11 +30,14 @@ from lightning_suite.cli.scoring_checkpoint import (
     load_weights,
     with_optimizer_state,
 )
+from lightning_suite.cli.selecting import SOURCE, write_contents
 from lightning_suite.cli.shaping import build
 from lightning_suite.datamodules.instruction import InstructionDataModule
 from lightning_suite.errors import MissingExtraError, SuiteError
 from lightning_suite.files import atomic_write, write_json
 from lightning_suite.language.batching import token_budget_batches, unfinished
+from lightning_suite.language.module import CausalLMModule
+from lightning_suite.resofilter.computation import computation
 from lightning_suite.resofilter.features import make_features
 from lightning_suite.resofilter.manifest import (
     environment,
@@ -50,7 +54,7 @@ from lightning_suite.run_folder import RunFolder
 DESCRIBED = {"model": LightningModule, "data": LightningDataModule}
 IGNORED = ("trainer",)
 
-SOURCE, NOISY = "source.json", "data_with_noise.jsonl"
+NOISY = "data_with_noise.jsonl"
 
 
 def run(
@@ -187,7 +191,9 @@ def run(
                     targets.found,
                     chosen,
                     mode="probe",
-                    model=_model_name(module),
+                    model=type(module).__name__,
+                    pretrained=_pretrained(module),
+                    computation=computation(module, _told_by_config(module)),
                     depth=targets.depth,
                     precision=precision,
                     environment=environment(fabric.device, fabric.world_size),
@@ -248,10 +254,10 @@ def _launch(accelerator: str, devices: int | str, num_nodes: int) -> Fabric:
 @contextmanager
 def _together(fabric: Fabric) -> Iterator[None]:
     """Where one rank is refused in this block, all end; none waits for one that has gone."""
-    error: SuiteError | None = None
+    error: SuiteError | OSError | None = None
     try:
         yield
-    except SuiteError as err:
+    except (SuiteError, OSError) as err:
         error = err
     failed = torch.tensor(float(error is not None), device=fabric.device)
     anywhere = fabric.all_reduce(failed, reduce_op="max")
@@ -265,9 +271,20 @@ def _seed(seed: int) -> None:
     seed_everything(seed, verbose=False)
 
 
-def _model_name(module: LightningModule) -> str:
+def _told_by_config(module: LightningModule) -> tuple[str, ...]:
+    """Return the hyperparameters that are in the configuration of the model they have made."""
+    if not isinstance(module, CausalLMModule):
+        return ()
+    return tuple(inspect.signature(CausalLMModule).parameters)
+
+
+def _pretrained(module: LightningModule) -> str | None:
     name = module.hparams.get("pretrained")
-    return str(name) if name else type(module).__name__
+    return str(name) if name else None
+
+
+def _model_name(module: LightningModule) -> str:
+    return _pretrained(module) or type(module).__name__
 
 
 def _data_name(data: LightningDataModule) -> str:
@@ -278,7 +295,7 @@ def _data_name(data: LightningDataModule) -> str:
 
 
 def _write_source(folder: Path, data: LightningDataModule) -> None:
-    """Write where the samples came from: `select` reads their rows there."""
+    """Write where the samples came from and what they said: `select` reads their rows there."""
     if not isinstance(data, InstructionDataModule):
         return
     source: Any = data.source
@@ -292,6 +309,7 @@ def _write_source(folder: Path, data: LightningDataModule) -> None:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     else:
         source = _absolute(source) if isinstance(source, str) else [_absolute(s) for s in source]
+    write_contents(folder, data.examples())
     write_json(folder / SOURCE, {"source": source, "columns": columns, "duplicate_ids": duplicates})
 
 

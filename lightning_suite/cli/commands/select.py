@@ -13,6 +13,7 @@ import numpy as np
 from lightning_suite.cli.selecting import (
     SCORE_COLUMN,
     Source,
+    changed_rows,
     output_path,
     read_scores,
     read_source,
@@ -29,6 +30,8 @@ from lightning_suite.resofilter.selection import (
     usable_scores,
 )
 from lightning_suite.run_folder import RunFolder
+
+CHANGED = "content_changed"
 
 
 def run(
@@ -51,8 +54,8 @@ def run(
     datasets library) and in its order, each with its score and its sample_id: its id in the scores
     (of equal ids that were numbered: id#2). So the file is a source for InstructionDataModule.
     What was done is written beside it (….selection.json). Samples without a score (no label
-    tokens, an empty answer, values that are not finite, not in the scores) are never kept, and
-    counted.
+    tokens, an empty answer, values that are not finite, not in the scores, another text than the
+    one that was scored under that id) are never kept, and counted.
 
     Args:
         scores: Folder that `score` wrote.
@@ -93,6 +96,9 @@ def run(
             f"{source.name}: none of its {len(source.ids):,} ids is in {scores}. Give the data "
             "that were scored with --data."
         )
+    joined = len(rows)
+    changed = _refuse_changed(folder, source, rows)
+    rows = [row for row in rows if row not in changed]
     chosen = [places[source.ids[row]] for row in rows]
     ordered = {name: values[chosen] for name, values in table.items()}
     if compat is not None:
@@ -122,7 +128,11 @@ def run(
     kept = [rows[i] for i in result.kept.tolist()]
     kept_scores = [float(result.score[i]) for i in result.kept.tolist()]
     write_rows(target, source, kept, kept_scores)
-    without = {**result.excluded, "not_scored": len(source.ids) - len(rows)}
+    without = {
+        **result.excluded,
+        CHANGED: len(changed),
+        "not_scored": len(source.ids) - joined,
+    }
     done = {
         "scores": str(folder),
         "data": source.name,
@@ -149,6 +159,40 @@ def run(
     print(target)
     _draw(folder, by, result)
     return 0
+
+
+def _refuse_changed(folder: Path, source: Source, rows: list[int]) -> set[int]:
+    """Return the rows that say something else than what was scored, and say so.
+
+    Raises:
+        SuiteError: All of them do.
+    """
+    changed = changed_rows(folder, source, rows)
+    if changed is None:
+        print(
+            f"warning: {folder} does not say what each sample said when it was scored (it was made "
+            "by an earlier release), so rows are joined to scores by id alone. If the data have "
+            "changed since, score them again.",
+            file=sys.stderr,
+        )
+        return set()
+    if not changed:
+        return set()
+    first = source.ids[changed[0]]
+    text = (
+        f"{source.name}: {len(changed):,} of {len(rows):,} rows say something else than what was "
+        f"scored under their id; the first is {first!r}, row {changed[0] + 1}. "
+    )
+    if len(changed) == len(rows):
+        raise SuiteError(
+            f"{text}Give the data that were scored with --data, or score these into a new folder."
+        )
+    print(
+        f"warning: {text}They have no score and are not kept; to score them, score the data again "
+        "into a new folder.",
+        file=sys.stderr,
+    )
+    return set(changed)
 
 
 def _published(table: dict[str, Any], score: Any, prompts: list[str], keep: float) -> Selection:
