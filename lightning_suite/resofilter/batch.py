@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning_suite.resofilter.rows import InputRows, LayerGradients, Ranges
 from lightning_suite.resofilter.targets import Target
 
 Pair = tuple[Tensor, Tensor]
+Observer = Callable[[Target, Sequence[Pair], LayerGradients], None]
 
 
 class AmbiguousRowsError(SuiteError):
@@ -25,7 +26,7 @@ class AmbiguousRowsError(SuiteError):
 class BatchInFlight:
     """What is known about the batch whose loss is being differentiated.
 
-    The first five are the arguments of
+    The first six are the arguments of
     :meth:`~lightning_suite.resofilter.recorder.FeatureRecorder.start`.
     """
 
@@ -34,6 +35,7 @@ class BatchInFlight:
     multipliers: Tensor | None
     segments_of: Mapping[nn.Module, Tensor]
     batch_first: Container[str] = ()
+    observer: Observer | None = None
     # targets whose rows could only be [N, …]: there are not as many positions as samples
     unambiguous: set[str] = field(default_factory=set)
     calls: dict[nn.Module, int] = field(default_factory=lambda: defaultdict(int))
@@ -112,13 +114,16 @@ class BatchInFlight:
             shape == (segments.numel(),) or _axes(shape) == _axes(segments.shape)
         ):
             return segments.reshape(-1).to(g.device)
-        if self.n_samples == 1 and segments is None:
+        if self.n_samples == 1:  # padding has no gradient
             return torch.zeros(shape.numel(), dtype=torch.long, device=g.device)
-        if not shape or shape[0] != self.n_samples or target.sequence_first:
+        # Where a sample is several rows of the batch, N rows are by chance as many: an expert's.
+        by_chance = segments is not None and len(shape) == 1
+        if not shape or shape[0] != self.n_samples or target.sequence_first or by_chance:
             raise SuiteError(self._refusal(target, shape))
         # Of [N, N, …] either axis may be the samples, unless it is torch's own convolution.
         if self.n_samples not in shape[1:] or target.kind == "conv2d":
-            self.unambiguous.add(target.name)
+            if len(shape) > 1:  # N rows say nothing of an axis of positions
+                self.unambiguous.add(target.name)
         elif target.name not in self.batch_first:
             raise AmbiguousRowsError(
                 f"{target.name}: cannot tell the samples apart: the layer sees rows of shape "
@@ -131,6 +136,11 @@ class BatchInFlight:
 
     def _refusal(self, target: Target, shape: torch.Size) -> str:
         advice = "Leave this layer out of the watched modules."
+        if len(shape) == 1:
+            advice = (
+                "Perhaps it gets some of the tokens only, as an expert does. Leave it out of the "
+                "watched modules, or score one sample at a time (batch_samples: 1)."
+            )
         if target.sequence_first:
             advice = (
                 "It is inside a Transformer layer that was built with batch_first=False. Build "

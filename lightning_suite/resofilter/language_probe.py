@@ -7,12 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_suite.errors import SuiteError
+from lightning_suite.resofilter.batch import Observer
 from lightning_suite.resofilter.features import Feature, GradMax
 from lightning_suite.resofilter.head_loss import at_least_float32, linear_head_loss
+from lightning_suite.resofilter.packing import refuse_packed
 from lightning_suite.resofilter.probe import (
     EMPTY,
     NO_LABELS,
@@ -25,6 +28,9 @@ from lightning_suite.resofilter.probe import (
 from lightning_suite.resofilter.recorder import FeatureRecorder
 from lightning_suite.resofilter.targets import Target
 from lightning_suite.resofilter.token_batch import TokenBatch, answers_only
+from lightning_suite.resofilter.verification import GradientCheck
+
+_LABELS = 8  # label tokens of a sample that is compared with autograd, where there are so many
 
 
 class CausalLMProbe(SampleProbe):
@@ -40,6 +46,7 @@ class CausalLMProbe(SampleProbe):
         without_prompt: Also compute ``loss_without_prompt``, the loss of the answer alone, by one
             more forward pass: instruction-following difficulty needs it.
         allow_low_precision: As in :class:`~lightning_suite.resofilter.probe.SampleProbe`.
+        verify: Likewise; the compared sample is run alone.
     """
 
     def __init__(
@@ -50,8 +57,11 @@ class CausalLMProbe(SampleProbe):
         *,
         without_prompt: bool = False,
         allow_low_precision: bool = False,
+        verify: bool = True,
     ) -> None:
-        super().__init__(model, targets, features, allow_low_precision=allow_low_precision)
+        super().__init__(
+            model, targets, features, allow_low_precision=allow_low_precision, verify=verify
+        )
         unwrap: Any = getattr(model, "get_base_model", lambda: model)  # peft
         self._base = unwrap()
         config = self._base.config
@@ -73,20 +83,28 @@ class CausalLMProbe(SampleProbe):
             batch: See :meth:`TokenBatch.from_mapping`.
 
         Raises:
-            SuiteError: The batch lacks a key, or a sample is longer than the model's context.
+            SuiteError: The batch lacks a key, a sample is longer than the model's context, samples
+                are packed that the model would not keep apart, or the rows of a layer do not give
+                autograd's gradient of the sample alone.
         """
         self._refuse_autocast()
         tokens = TokenBatch.from_mapping(batch, next(self.model.parameters()).device)
         self._refuse_long(tokens)
+        if tokens.packed:
+            longest = int(tokens.counts(tokens.segments >= 0).max())
+            takes = self._takes_positions
+            refuse_packed(self._base, self._config, longest, takes_positions=takes)
         if not self._checked and len(tokens.ids) > 1:
             self._refuse_mixing(tokens)
             self._checked = True
-        self._start(self.recorder, tokens)
+        check = self._differentiate_alone(tokens) if self._to_verify(len(tokens.ids)) else None
+        self._start(self.recorder, tokens, None if check is None else check.observe)
         with torch.enable_grad():
             losses = self._losses(tokens, backward=True)
         n_labels = tokens.counts(tokens.predicting)
         # a batch without a label is not run
         features = self.recorder.finish(name_idle=bool(n_labels.any()))
+        self._conclude(check, len(tokens.ids))
         status = [
             NO_LABELS if not labels else EMPTY if empty else TRUNCATED if cut else OK
             for labels, empty, cut in zip(
@@ -108,12 +126,28 @@ class CausalLMProbe(SampleProbe):
         first = {name: rows.pop(name) for name in ("sample_id", "status", "loss")}
         return {**first, **{n: v.cpu() for n, v in more.items()}, **counts, **rows}
 
-    def _start(self, recorder: FeatureRecorder, tokens: TokenBatch) -> None:
+    def _start(
+        self, recorder: FeatureRecorder, tokens: TokenBatch, observer: Observer | None = None
+    ) -> None:
         recorder.start(
             len(tokens.ids),
             tokens.segments,
             segments_of={self._head: tokens.segments[tokens.predicting]},
+            observer=observer,
         )
+
+    def _differentiate_alone(self, tokens: TokenBatch) -> GradientCheck | None:
+        """Return autograd's gradients of the shortest sample with labels enough; None without."""
+        labels = tokens.counts(tokens.predicting)
+        enough = labels >= labels.max().clamp(1, _LABELS)
+        if not bool(enough.any()):
+            return None
+        lengths = tokens.counts(tokens.segments >= 0).double()
+        shortest = int(lengths.where(enough, torch.inf).argmin())
+        check = GradientCheck(self.recorder.targets, shortest)
+        with isolate_rng(), check.trainable(), torch.enable_grad():
+            self._losses(tokens.alone(shortest), backward=True)
+        return check
 
     def _refuse_mixing(self, tokens: TokenBatch) -> None:
         """Check on two samples of three tokens that the loss of one leaves the other's rows alone.
@@ -168,7 +202,7 @@ class CausalLMProbe(SampleProbe):
         else:
             nll = F.cross_entropy(at_least_float32(logits), labels, reduction="none")
             start, seed = nll, weights.to(nll)
-        if backward:
+        if backward and start.requires_grad:
             torch.autograd.backward(start, seed)
         sums = torch.zeros(counts.shape, dtype=torch.float64, device=nll.device)
         return sums.index_add_(0, owners, nll.detach().double()) / counts

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_suite.errors import SuiteError
@@ -14,6 +15,11 @@ from lightning_suite.resofilter.features import Feature
 from lightning_suite.resofilter.precision import refuse_low_precision
 from lightning_suite.resofilter.recorder import FeatureRecorder, probing, refuse_mixing_layers
 from lightning_suite.resofilter.targets import Target
+from lightning_suite.resofilter.verification import (
+    GradientCheck,
+    buffers_restored,
+    is_checkable,
+)
 
 # Columns of a table -> one value a sample. Strings and whole numbers as lists, the rest tensors
 # on the CPU, [N] or [N, k].
@@ -33,6 +39,8 @@ class SampleProbe:
         targets: What to watch, see :func:`~lightning_suite.resofilter.targets.find_targets`.
         features: What to compute, see :func:`~lightning_suite.resofilter.features.make_features`.
         allow_low_precision: Compute ``adam1_mean_abs`` and its like on 16-bit weights, too.
+        verify: Compare the gradients of one sample with autograd's own in the first batch, and in
+            the first one of several samples (not in 16 bits); it costs one more pass of each.
 
     Raises:
         SuiteError: A feature that counts entries near 1e-8 is asked of 16-bit weights.
@@ -55,10 +63,13 @@ class SampleProbe:
         features: Sequence[Feature],
         *,
         allow_low_precision: bool = False,
+        verify: bool = True,
     ) -> None:
         self.model = model
         self.recorder = FeatureRecorder(targets, features)
         self._allow_low_precision = allow_low_precision
+        self._verify = verify
+        self._verified = 0  # samples of the largest batch of which one was compared, up to 2
         self._exit = ExitStack()
         if not allow_low_precision:
             refuse_low_precision(features, targets)
@@ -85,25 +96,58 @@ class SampleProbe:
             batch_first: As in :meth:`~lightning_suite.resofilter.recorder.FeatureRecorder.start`.
 
         Raises:
-            SuiteError: There is not one loss for each sample, a layer mixes the samples, or a
-                layer's rows cannot be told apart
+            SuiteError: There is not one loss for each sample, a layer mixes the samples, the
+                rows of a layer do not give autograd's gradient, or cannot be told apart
                 (:class:`~lightning_suite.resofilter.batch.AmbiguousRowsError` where the batch has
                 as many samples as positions).
         """
         self._refuse_autocast()
         if len(ids) > 1:
             refuse_mixing_layers(self.model)
-        self.recorder.start(len(ids), batch_first=batch_first)
+        check = self._differentiate_one(ids, losses) if self._to_verify(len(ids)) else None
+        self.recorder.start(
+            len(ids), batch_first=batch_first, observer=None if check is None else check.observe
+        )
         with torch.enable_grad():
-            values = losses()
-            if values.shape != (len(ids),):
-                raise SuiteError(
-                    f"probe: expected one loss for each of {len(ids)} samples, got the shape "
-                    f"{tuple(values.shape)}. Use a loss with reduction='none'."
-                )
+            values = self._values(ids, losses)
             torch.autograd.backward(values.sum())
         features = self.recorder.finish()
+        self._conclude(check, len(ids))
         return table_rows(ids, values.detach(), [OK] * len(ids), features)
+
+    def _values(self, ids: Sequence[str], losses: Callable[[], Tensor]) -> Tensor:
+        values = losses()
+        if values.shape != (len(ids),):
+            raise SuiteError(
+                f"probe: expected one loss for each of {len(ids)} samples, got the shape "
+                f"{tuple(values.shape)}. Use a loss with reduction='none'."
+            )
+        return values
+
+    def _to_verify(self, n_samples: int) -> bool:
+        return self._verify and self._verified < min(n_samples, 2) and is_checkable(self.model)
+
+    def _differentiate_one(
+        self, ids: Sequence[str], losses: Callable[[], Tensor]
+    ) -> GradientCheck | None:
+        """Return autograd's gradients of the largest loss of a batch; None if none is finite.
+
+        Draws the random numbers that the batch will draw again.
+        """
+        check = GradientCheck(self.recorder.targets, 0)
+        with isolate_rng(), buffers_restored(self.model), check.trainable(), torch.enable_grad():
+            values = self._values(ids, losses)
+            sizes = values.detach().abs()
+            if not bool(sizes.isfinite().any()):
+                return None
+            check.sample = int(sizes.where(sizes.isfinite(), -1).argmax())
+            if values.requires_grad:
+                torch.autograd.backward(values[check.sample])
+        return check
+
+    def _conclude(self, check: GradientCheck | None, n_samples: int) -> None:
+        if check is not None and check.passed():
+            self._verified = min(n_samples, 2)
 
     def _refuse_autocast(self) -> None:
         device = next(self.model.parameters()).device.type

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_suite.errors import SuiteError
-from lightning_suite.resofilter.batch import BatchInFlight, Pair, no_gradients
+from lightning_suite.resofilter.batch import BatchInFlight, Observer, Pair, no_gradients
 from lightning_suite.resofilter.features import Feature, compute_features
 from lightning_suite.resofilter.targets import Target
 
@@ -107,6 +107,7 @@ class FeatureRecorder:
         multipliers: Tensor | None = None,
         segments_of: Mapping[nn.Module, Tensor] | None = None,
         batch_first: Container[str] = (),
+        observer: Observer | None = None,
     ) -> None:
         """Watch the next forward and backward pass.
 
@@ -122,9 +123,11 @@ class FeatureRecorder:
             batch_first: Names of targets whose first axis is known to be the samples. It must
                 be known where a batch has as many samples as a layer has positions; elsewhere
                 the shape shows it, and :meth:`finish` adds the layer to ``unambiguous``.
+            observer: Told of every layer what came in by its calls (input and output gradient),
+                and the samples' gradients that were made of it.
         """
         self._batch = BatchInFlight(
-            n_samples, segments, multipliers, segments_of or {}, batch_first
+            n_samples, segments, multipliers, segments_of or {}, batch_first, observer
         )
 
     def finish(self, *, name_idle: bool = True) -> dict[str, Tensor]:
@@ -192,6 +195,8 @@ class FeatureRecorder:
         with torch.no_grad(), torch.autocast(pairs[0][0].device.type, enabled=False):
             for target in self._of_module[module]:
                 gradients = batch.gradients(target, pairs)
+                if batch.observer is not None:
+                    batch.observer(target, pairs, gradients)
                 for name, values in compute_features(gradients, self.features).items():
                     column = f"{target.name}.{name}"
                     if column in batch.values:  # reentrant checkpointing hides calls to come

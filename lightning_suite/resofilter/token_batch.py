@@ -87,14 +87,28 @@ class TokenBatch:
         found[:, :-1] = same & (self.labels[:, 1:] != IGNORED)
         return found
 
+    @cached_property
+    def packed(self) -> bool:
+        """Whether a row holds several samples, or none."""
+        last = self.segments.max(1, keepdim=True).values
+        others = (self.segments >= 0) & (self.segments != last)
+        return len(self.ids) != len(self.segments) or bool(others.any())
+
     def counts(self, where: Tensor) -> Tensor:
         """Count the positions of each sample at which ``where`` [B, T] holds: [N]."""
         return torch.bincount(self.segments[where], minlength=len(self.ids))
 
+    def alone(self, n: int) -> TokenBatch:
+        """Return sample ``n`` in a batch of its own, without padding."""
+        own = self.segments == n
+        ids, labels = self.input_ids[own][None], self.labels[own][None]
+        marks = [self.truncated[n]], [self.empty[n]]
+        return TokenBatch([self.ids[n]], ids, labels, torch.zeros_like(ids), *marks)
+
     def attention_mask(self, dtype: torch.dtype) -> Tensor | None:
         """Return what keeps samples apart and padding out; None where nothing is needed."""
         padding = self.segments < 0
-        if len(self.ids) == len(self.segments):
+        if not self.packed:
             return (~padding).long() if bool(padding.any()) else None
         length = self.segments.shape[1]
         visible = self.segments[:, None, :] == self.segments[:, :, None]
