@@ -12,7 +12,6 @@ from lightning_suite.errors import SuiteError, check_choice
 from lightning_suite.resofilter.features import make_features
 from lightning_suite.resofilter.manifest import environment, make_manifest
 from lightning_suite.resofilter.online import (
-    REDUCTIONS,
     BatchSamples,
     RunningMeans,
     read_samples,
@@ -25,8 +24,10 @@ from lightning_suite.resofilter.precision import (
 )
 from lightning_suite.resofilter.probe import Rows
 from lightning_suite.resofilter.recorder import FeatureRecorder, refuse_mixing_layers
+from lightning_suite.resofilter.reduction import REDUCTIONS, Reduction, reduction_of_tokens
 from lightning_suite.resofilter.store import ScoreStore, shard_files
 from lightning_suite.resofilter.targets import find_targets
+from lightning_suite.resofilter.verification import GradientCheck
 
 _VERSION = 1
 
@@ -55,8 +56,10 @@ class GradientFeatureCallback(Callback):
         ids: Key or position of the samples' ids in a batch. None takes ``ids`` of a mapping that
             has it, and otherwise a hash of the sample's own content.
         reduction: How the loss is made of its samples: ``mean``, ``sum``, ``token_mean`` (over
-            label tokens: a Hugging Face causal LM's), or ``auto``: ``token_mean`` for batches with
-            ``input_ids`` and ``labels``, else ``mean``.
+            label tokens but each sample's first, as of a model that predicts the next token),
+            ``label_mean`` (over all label tokens: an encoder-decoder's, or a token classifier's),
+            or ``auto``: ``mean``, but for batches with ``input_ids`` and a label for each token
+            what the Hugging Face model in the module does with them.
         every_n_steps: Interval in optimizer steps; all batches of a measured step are recorded.
         folder: Where the shards go; default: ``gradient_features`` in the run's own folder. A
             resumed run goes on there without lost or repeated rows; where its folder is another
@@ -80,9 +83,14 @@ class GradientFeatureCallback(Callback):
     training mode, layers that take the sequence first (``batch_first=False``), several samples
     packed into one row, 16-bit weights or autocast for features that count small entries.
 
+    In the first batch each layer's rows, summed over all samples, are compared with the gradient
+    that autograd gives its weight, where that is of 32 bits and no hook changes it; in Python,
+    ``callback.verify = False`` leaves that out.
+
     Raises:
         SuiteError: An argument is out of range, nothing matches ``modules``, the folder holds
-            another run's rows, or one of the refusals above.
+            another run's rows, the rows are not autograd's gradient (a weight that is also used
+            without a call of its layer), or one of the refusals above.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -100,7 +108,7 @@ class GradientFeatureCallback(Callback):
         layers: str | int | list[int] = "all",
         biases: bool = False,
         ids: str | int | None = None,
-        reduction: Literal["auto", "mean", "sum", "token_mean"] = "auto",
+        reduction: Literal["auto", "mean", "sum", "token_mean", "label_mean"] = "auto",
         every_n_steps: int = 1,
         folder: str | None = None,
         rows_per_shard: int = 4096,
@@ -118,12 +126,14 @@ class GradientFeatureCallback(Callback):
         self.layers = layers
         self.biases = biases
         self.ids = ids
-        self.reduction: Literal["auto", "mean", "sum", "token_mean"] = reduction
+        self.reduction: Reduction = reduction
         self.every_n_steps = every_n_steps
         self.folder = folder
         self.rows_per_shard = rows_per_shard
         self.allow_low_precision = allow_low_precision
         self.batch_first = batch_first
+        self.verify = True
+        self._check: GradientCheck | None = None
         self._batches = 0  # trained on so far
         self._restored: dict[str, Any] | None = None
         self._path: Path | None = None
@@ -164,6 +174,8 @@ class GradientFeatureCallback(Callback):
             refuse_low_precision(features, targets.found, half)
         for name, reason in targets.skipped.items():
             rank_zero_info(f"GradientFeatureCallback: {name} is not watched: {reason}.")
+        self._tokens = reduction_of_tokens(pl_module)
+        self._unverified = self.verify
         self._recorder = FeatureRecorder(targets.found, features)
         self._recorder.attach()
 
@@ -224,13 +236,19 @@ class GradientFeatureCallback(Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
             scale /= scaler.get_scale()
-        self._samples = read_samples(batch, self.ids, self.reduction, scale)
+        self._samples = read_samples(batch, self.ids, self.reduction, scale, self._tokens)
         self._step = trainer.global_step
         known = self._recorder.unambiguous
         if self.batch_first:
             known = {target.name for target in self._recorder.targets}
+        if self._unverified:
+            self._check = GradientCheck(self._recorder.targets)
+            self._check.attach()
         self._recorder.start(
-            len(self._samples.ids), multipliers=self._samples.multipliers, batch_first=known
+            len(self._samples.ids),
+            multipliers=self._samples.multipliers,
+            batch_first=known,
+            observer=None if self._check is None else self._check.observe,
         )
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -255,6 +273,7 @@ class GradientFeatureCallback(Callback):
         if self._recorder is None:
             return
         self._recorder.cancel()
+        self._detach_check()
         self._samples = None
         rows, self._rows = self._rows, None
         self._batches += 1
@@ -348,12 +367,22 @@ class GradientFeatureCallback(Callback):
         if self._recorder is None or self._samples is None:
             return
         samples, self._samples = self._samples, None
+        features = self._recorder.finish()
+        check = self._detach_check()
+        if check is not None and check.passed():
+            self._unverified = False
         self._rows = samples.rows(
-            self._recorder.finish(),
+            features,
             step=self._step,
             batch=self._batches,
             lr=float(self._group["lr"]),
         )
+
+    def _detach_check(self) -> GradientCheck | None:
+        check, self._check = self._check, None
+        if check is not None:
+            check.detach()
+        return check
 
     def _finish(self) -> None:
         try:
@@ -363,6 +392,7 @@ class GradientFeatureCallback(Callback):
             self._release()
 
     def _release(self) -> None:
+        self._detach_check()
         if self._recorder is not None:
             self._recorder.detach()
         self._recorder, self._store, self._samples, self._rows = None, None, None, None

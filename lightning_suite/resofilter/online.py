@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from lightning_suite.errors import SuiteError
 from lightning_suite.resofilter.probe import EMPTY, NO_LABELS, OK, TRUNCATED, Rows, mark_nonfinite
 from lightning_suite.resofilter.recorder import FeatureRecorder
+from lightning_suite.resofilter.reduction import (
+    Reduction,
+    TokenReduction,
+    count_labels,
+    reduction_of,
+)
 
-IGNORED = -100
-Reduction = Literal["auto", "mean", "sum", "token_mean"]
-REDUCTIONS: tuple[Reduction, ...] = ("auto", "mean", "sum", "token_mean")
 # How collators say that a row holds several samples; see also `position_ids` in _refuse_packed.
 _PACKED = ("segments", "seq_idx", "cu_seq_lens_q")
 
@@ -66,7 +69,11 @@ class BatchSamples:
 
 
 def read_samples(
-    batch: Any, ids: str | int | None = None, reduction: Reduction = "auto", scale: float = 1.0
+    batch: Any,
+    ids: str | int | None = None,
+    reduction: Reduction = "auto",
+    scale: float = 1.0,
+    of_tokens: TokenReduction | None = None,
 ) -> BatchSamples:
     """Read a batch of any form: a mapping, a tuple, a tensor.
 
@@ -74,14 +81,17 @@ def read_samples(
         batch: As the data loader gives it, on any device.
         ids: Key or position of the samples' ids in the batch. None takes ``ids`` of a mapping
             that has it, and otherwise a hash of each sample's own content.
-        reduction: How the batch's loss is made of its samples: their ``mean``, their ``sum``, or
-            ``token_mean`` over all label tokens (a Hugging Face causal LM's). ``auto`` is
-            ``token_mean`` for a mapping with ``labels`` [N, T] and ``input_ids``, else ``mean``.
+        reduction: How the batch's loss is made of its samples: their ``mean``, their ``sum``,
+            ``token_mean`` over all label tokens but each sample's first (a causal LM's), or
+            ``label_mean`` over all of them. ``auto`` is ``of_tokens`` for a mapping with
+            ``input_ids`` and whole numbers ``labels`` [N, T, …], else ``mean``.
         scale: Further factor from the differentiated loss to the batch's own.
+        of_tokens: From :func:`~lightning_suite.resofilter.reduction.reduction_of_tokens`.
 
     Raises:
-        SuiteError: The batch has no ids under that key, or not one for each sample; or several
-            samples are packed into one row.
+        SuiteError: The batch has no ids under that key, or not one for each sample; several
+            samples are packed into one row; or ``auto`` has labels of tokens and no
+            ``of_tokens``.
     """
     if isinstance(batch, Mapping):
         _refuse_packed(batch)
@@ -97,14 +107,12 @@ def read_samples(
         none = [False] * n
         marks = zip(batch.get("empty_answer", none), batch.get("truncated", none), strict=True)
         status = [EMPTY if empty else TRUNCATED if cut else OK for empty, cut in marks]
-        if isinstance(mask := batch.get("attention_mask"), Tensor):
+        if isinstance(mask := batch.get("attention_mask"), Tensor) and mask.ndim == 2:
             counts["n_tokens"] = mask.sum(1).tolist()
     if reduction == "auto":
-        tokens = isinstance(batch, Mapping) and {"labels", "input_ids"} <= set(batch)
-        reduction = "token_mean" if tokens else "mean"
-    if reduction == "token_mean":
-        # nothing predicts the first token
-        labels = (batch["labels"][:, 1:] != IGNORED).sum(1)
+        reduction = reduction_of(batch, of_tokens)
+    if reduction in ("token_mean", "label_mean"):
+        labels = count_labels(batch, reduction)
         counts["n_label_tokens"] = labels.tolist()
         status = [
             NO_LABELS if not count else old

@@ -46,10 +46,13 @@ def test_multipliers_undo_the_reduction() -> None:
     assert read_samples(x, scale=3.0).multipliers.tolist() == [12.0] * 4
     labels = torch.tensor([[-100, 1, 1, 1], [7, -100, -100, 1], [7, -100, -100, -100]])
     batch = {"input_ids": labels.clamp(min=0), "labels": labels}
-    samples = read_samples(batch)
+    samples = read_samples(batch, reduction="token_mean")
     assert samples.counts["n_label_tokens"] == [3, 1, 0], "nothing predicts the first token"
     assert samples.status == ["ok", "ok", "no_labels"]
     assert samples.multipliers[:2].tolist() == [4 / 3, 4.0]
+    own = read_samples(batch, reduction="label_mean")
+    assert own.counts["n_label_tokens"] == [3, 2, 1]
+    assert own.multipliers.tolist() == [2.0, 3.0, 6.0]
 
 
 def test_marks_of_a_batch_become_statuses() -> None:
@@ -58,7 +61,7 @@ def test_marks_of_a_batch_become_statuses() -> None:
         "truncated": torch.tensor([False, True, True, True]),
         "empty_answer": torch.tensor([False, False, True, True]),
     }
-    samples = read_samples({"input_ids": labels, "labels": labels, **marks})
+    samples = read_samples({"input_ids": labels, "labels": labels, **marks}, of_tokens="token_mean")
     assert samples.status == ["ok", "truncated", "empty_answer", "no_labels"]
 
 
@@ -84,7 +87,8 @@ def test_position_ids_of_padded_rows_are_no_packing() -> None:
 
 def test_rows_of_samples_without_labels_or_finite_values() -> None:
     labels = torch.tensor([[1, 1], [1, -100], [1, 1]])
-    samples = read_samples({"ids": "abc", "input_ids": labels, "labels": labels})
+    batch = {"ids": "abc", "input_ids": labels, "labels": labels}
+    samples = read_samples(batch, reduction="token_mean")
     rows = samples.rows({"m.sketch": torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, torch.inf]])})
     assert rows["sample_id"] == ["a", "b", "c"]
     assert rows["status"] == ["ok", "no_labels", "nonfinite"]
