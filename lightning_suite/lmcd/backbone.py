@@ -61,15 +61,33 @@ def load_backbone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if pretrained is not None:
-            model = causal_lm_from_pretrained(pretrained, **options).base_model
+            model = causal_lm_from_pretrained(pretrained, **options)
         else:
             assert config is not None
-            model = causal_lm_from_config(config, **options).base_model
+            model = causal_lm_from_config(config, **options)
+        model = _without_head(model)
         if gradient_checkpointing:
             checkpoint_activations(model)
         if lora is not None:
             model = add_lora(model, {"task_type": "FEATURE_EXTRACTION", **lora})
     return model.requires_grad_(False) if training == "frozen" else model
+
+
+def _without_head(model: Any) -> Any:
+    """Return the decoder of a causal language model.
+
+    Raises:
+        SuiteError: It cannot be told from the head.
+    """
+    decoder = model.base_model
+    if decoder is model:  # its own prefix is that of a larger model with images (Llama 4)
+        decoder = model.get_decoder()
+    if decoder is None or decoder is model or getattr(decoder, "lm_head", None) is not None:
+        raise SuiteError(
+            f"{type(model).__name__} does not say where its language-modelling head begins, and "
+            "LMCD reads the states below it. Take another model."
+        )
+    return decoder
 
 
 def untrained_names(backbone: Any) -> set[str]:

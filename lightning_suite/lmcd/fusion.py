@@ -67,7 +67,9 @@ class StudentFusion(nn.Module):
         seed: Of that noise.
         mode: ``row``, ``packed``, ``cached``, or ``auto``: ``cached`` for a frozen backbone and
             otherwise ``packed``. A backbone that does not take a four-dimensional mask, such as
-            one with FlashAttention, falls back to ``row`` with a warning.
+            one with FlashAttention, that counts places in a way of its own (GPT-Neo beyond its
+            window), or that is not attention alone (LFM2, Jamba), falls back to ``row`` with a
+            warning.
         cache_gib: Most memory for cached prefixes; what does not fit is computed again each time.
 
     Raises:
@@ -112,7 +114,7 @@ class StudentFusion(nn.Module):
         self._cache = PrefixCache(int(cache_gib * 2**30))
         self._alike = PrefixCache(2**62)  # two vectors an exercise, as read by `_reader`
         self._reader: Tensor | None = None
-        self._checked = False
+        self._checked = (0, 0)  # the longest prefix and row that were tried out
         self.register_load_state_dict_post_hook(lambda module, _: module._forget())  # type: ignore[no-untyped-call]
         self.train(self.training)
 
@@ -135,7 +137,7 @@ class StudentFusion(nn.Module):
         """Read N pairs of an exercise and any vector [N, H], such as that of a new student."""
         check_positions(self.backbone.config, prefixes.input_ids.shape[1])
         if self.mode != "row":
-            self._check_packing(prefixes)
+            self._check_packing(prefixes, rows)
         exercise, relative = getattr(self, f"_{self.mode}")(prefixes, rows, vectors)
         return Fused(vectors.float(), exercise.float(), relative.float())
 
@@ -265,14 +267,24 @@ class StudentFusion(nn.Module):
         ).last_hidden_state
         return states
 
-    def _check_packing(self, prefixes: Prefixes) -> None:
-        """Fall back to ``row`` where the backbone does not obey the mask; tried out once."""
-        reason = refuse_window(self.backbone.config, prefixes.input_ids.shape[1])
-        if reason is None and not self._checked:
-            self._checked = True
+    def _check_packing(self, prefixes: Prefixes, rows: Tensor) -> None:
+        """Fall back to ``row`` where the backbone does not obey the mask.
+
+        Tried out once, and again only for a longer prefix or row than any before.
+        """
+        longest = prefixes.input_ids.shape[1]
+        width = int(torch.bincount(rows).max())
+        if self.mode == "cached":
+            width = min(width, _WIDTH)
+        reason = refuse_window(self.backbone.config, longest, width)
+        prefix, row = self._checked
+        if reason is None and (longest > prefix or longest + width > row):
+            self._checked = (max(prefix, longest), max(row, longest + width))
             shared = getattr(self, f"_{self.mode}")
-            reason = refuse_mask(self.backbone, self._row, shared, prefixes)
-            self._cache.clear()
+            # what is read without autocast, and half a text, is of no use later
+            kept, self._cache = self._cache, PrefixCache(0)
+            reason = refuse_mask(self.backbone, self._row, shared, prefixes, width)
+            self._cache = kept
         if reason is not None:
             self._fall_back(reason)
 

@@ -18,19 +18,46 @@ Read = Callable[[Prefixes, Tensor, Tensor], tuple[Tensor, Tensor]]
 # GPT-2 and SmolLM2-135M).
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _LOW_PRECISION_TOLERANCE = 0.05
+# Windows that are part of the mask, and by what to divide for the tokens that are seen before.
+_WINDOWS = {
+    "sliding_window": 1,
+    "attention_window": 1,
+    "attention_window_size": 1,
+    "attention_chunk_size": 1,
+    "local_attention": 2,
+}
+_VECTORS = 3  # different ones in a probe
 
 
-def refuse_window(config: Any, longest: int) -> str | None:
-    """Say what is wrong if prefixes are longer than a sliding window: a mask would replace it.
+def refuse_window(config: Any, longest: int, width: int = 1) -> str | None:
+    """Say what is wrong if a window is shorter than what students look back over.
+
+    Where a window is part of the mask, ours replaces it, and prefixes must be shorter. GPT-Neo
+    counts places in its attention itself, whatever the mask: there the whole row must be shorter,
+    or the last of many students would not see where the text begins.
 
     Args:
         config: Of the backbone.
         longest: Tokens of the longest prefix.
+        width: Most students of a row.
     """
-    window = getattr(config, "sliding_window", None)
-    if not getattr(config, "use_sliding_window", True) or window is None or longest < window:
-        return None
-    return f"its sliding window of {window} tokens is shorter than a prefix"
+    if getattr(config, "use_sliding_window", True):
+        for key, share in _WINDOWS.items():
+            for window in _numbers(getattr(config, key, None)):
+                if longest >= window // share:
+                    return (
+                        f"its {key.replace('_', ' ')} of {window} tokens is shorter than a prefix"
+                    )
+    local = "local" in str(getattr(config, "attention_types", "local"))
+    for window in _numbers(getattr(config, "window_size", None)) if local else ():
+        if longest + width > window:
+            return f"its window of {window} places is shorter than a prefix with its students"
+    return None
+
+
+def _numbers(value: Any) -> list[int]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [v for v in values if isinstance(v, int) and v > 0]
 
 
 def check_positions(config: Any, longest: int) -> None:
@@ -53,33 +80,57 @@ def check_positions(config: Any, longest: int) -> None:
 
 
 @torch.no_grad()
-def refuse_mask(backbone: Any, row: Read, shared: Read, prefixes: Prefixes) -> str | None:
-    """Read a few tokens for three vectors both ways, and say what is wrong, if anything.
+def refuse_mask(
+    backbone: Any, row: Read, shared: Read, prefixes: Prefixes, width: int = 1
+) -> str | None:
+    """Read some pairs both ways, and say what is wrong, if anything.
 
-    Without autocast, whose rounding is no sign of a mask that is not obeyed.
+    Once a few tokens for three vectors, where any mistake weighs most; and once the longest prefix
+    with as many vectors as the batch has, whose first and last are compared: a backbone that looks
+    at places shows it nowhere else. Without autocast, whose rounding is no sign of a mask that is
+    not obeyed.
 
     Args:
         backbone: Whose dropout is off meanwhile.
         row: Reads one row a student: the truth.
         shared: Reads with a shared prefix.
-        prefixes: Of which a few tokens are taken.
+        prefixes: Of which one is taken.
+        width: Most students of a row.
+
+    Raises:
+        torch.OutOfMemoryError: As the batch would.
     """
-    ids = prefixes.input_ids[:1, :4].expand(2, -1)
-    lengths = prefixes.lengths[:1].clamp(max=4).repeat(2)
-    lengths[1] = (lengths[1] - 1).clamp(min=1)
-    part = Prefixes(ids, lengths)
-    rows = torch.tensor([0, 0, 1], device=ids.device)
     table = backbone.get_input_embeddings().weight
-    vectors = table[:3].float()
+    longest = int(prefixes.lengths.argmax())
+    allowed = _TOLERANCE.get(table.dtype, _LOW_PRECISION_TOLERANCE)
     training = backbone.training
     backbone.eval()
     try:
-        with torch.autocast(ids.device.type, enabled=False):
-            truth, tried = (torch.stack(way(part, rows, vectors)).double() for way in (row, shared))
-    except (ValueError, RuntimeError, TypeError, NotImplementedError, AssertionError) as err:
-        return f"it refuses the mask: {err}"
+        for tokens, students in ((4, 2), (int(prefixes.lengths.max()), width)):
+            part = _twice(prefixes, longest, tokens)
+            rows = torch.tensor([0] * students + [1], device=table.device)
+            asked = torch.tensor([0, students - 1, students], device=table.device)
+            vectors = table[torch.arange(len(rows), device=table.device) % _VECTORS].float()
+            with torch.autocast(table.device.type, enabled=False):
+                truth = torch.stack(row(part, rows[asked], vectors[asked])).double()
+                tried = torch.stack(shared(part, rows, vectors))[:, asked].double()
+            error = float(((tried - truth).norm(dim=2) / truth.norm(dim=2)).max())
+            if not error <= allowed:
+                return f"its states differ by {error:.1e} with the mask"
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        Exception
+    ) as err:  # whatever a backbone of any kind says to a mask or cache it cannot use
+        return f"it refuses the mask: {type(err).__name__}: {err}"
     finally:
         backbone.train(training)
-    error = float((tried - truth).norm() / truth.norm())
-    allowed = _TOLERANCE.get(table.dtype, _LOW_PRECISION_TOLERANCE)
-    return None if error <= allowed else f"its states differ by {error:.1e} with the mask"
+    return None
+
+
+def _twice(prefixes: Prefixes, place: int, most: int) -> Prefixes:
+    """Return the first tokens of one prefix, and the same without its last as a second one."""
+    lengths = prefixes.lengths[place].clamp(max=most).repeat(2)
+    ids = prefixes.input_ids[place, : int(lengths[0])].expand(2, -1)
+    lengths[1] = (lengths[1] - 1).clamp(min=1)
+    return Prefixes(ids, lengths)
