@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -18,6 +19,14 @@ if sys.platform != "win32":
     import fcntl
 
 _SUFFIX = ".suite-partial"  # of temporary files: nobody else has such names
+# What a disk, or who owns it, refuses; no mistake of the program.
+ENVIRONMENT_ERRORS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+        *(errno.EROFS, errno.EACCES, errno.EPERM),
+        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    }
+)
 
 
 @contextmanager
@@ -33,11 +42,34 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     Yields:
         The open file. If the block raises, the temporary file is removed and ``path`` keeps its
         old content.
+
+    Raises:
+        OSError: It cannot be written, for example because the disk is full; ``filename`` is
+            ``path``.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(target.parent)
-    descriptor, name = _locked(target)
+    with _named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target.parent)
+        descriptor, name = _locked(target)
+        with _renamed(descriptor, name, target, mode) as file:
+            yield file
+
+
+@contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Let errors of the disk name the file that was to be written, and no temporary one."""
+    try:
+        yield
+    except OSError as err:
+        unnamed = err.filename is None or _SUFFIX in str(err.filename)
+        if unnamed and err.errno in ENVIRONMENT_ERRORS:
+            err.filename, err.filename2 = str(target), None
+        raise
+
+
+@contextmanager
+def _renamed(descriptor: int, name: str, target: Path, mode: str) -> Iterator[IO[Any]]:
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         with os.fdopen(descriptor, mode, **text) as file:  # type: ignore[call-overload]
@@ -49,7 +81,8 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             Path(name).chmod(0o666 & ~umask)
             Path(name).replace(target)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is the one to be seen
+            Path(name).unlink(missing_ok=True)
         raise
 
 
@@ -62,11 +95,13 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     Args:
         target: What the folder is going to be; missing parents are made.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(target.parent)
-    descriptor, name = _locked(target, folder=True)
+    with _named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target.parent)
+        descriptor, name = _locked(target, folder=True)
     try:
-        yield Path(name)
+        with _named(target):
+            yield Path(name)
     finally:
         shutil.rmtree(name, ignore_errors=True)
         os.close(descriptor)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 from lightning_suite import __version__
 from lightning_suite.cli.commands import COMMANDS, TRAINER_COMMANDS
+from lightning_suite.cli.disk_errors import explain_disk_error
 from lightning_suite.cli.trainer_help import short_help
 from lightning_suite.errors import SuiteError, did_you_mean
 
@@ -46,7 +48,9 @@ def main(args: list[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if args is None else args)
     try:
-        return _dispatch(args)
+        status = _dispatch(args)
+        sys.stdout.flush()  # to a full disk, too, while it can be said
+        return status
     except SuiteError as err:
         if _wants_traceback():
             raise
@@ -70,13 +74,27 @@ def main(args: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as err:
-        if type(err).__module__.partition(".")[0] != "wandb" or _wants_traceback():
+        text = explain_disk_error(err, args[0] if args else "") or _explain_wandb_error(err)
+        if text is None or _wants_traceback():
             raise
-        print(
-            f"lightning-suite: error: W&B: {err} Or log without it: -c overlays/wandb_offline",
-            file=sys.stderr,
-        )
+        print(f"lightning-suite: error: {text}", file=sys.stderr)
+        _give_up_output()
         return 2
+
+
+def _explain_wandb_error(err: Exception) -> str | None:
+    if type(err).__module__.partition(".")[0] != "wandb":
+        return None
+    return f"W&B: {err} Or log without it: -c overlays/wandb_offline"
+
+
+def _give_up_output() -> None:
+    """Where nothing can be printed any more, forget what waits: Python would try at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _wants_traceback() -> bool:

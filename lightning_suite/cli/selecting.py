@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_suite.cli.scored_source import SOURCE, read_contents, read_known
 from lightning_suite.datamodules.hf_datasets import load_folder_dataset
 from lightning_suite.datamodules.instruction_sources import (
     Columns,
-    Example,
     Row,
     content_hash,
     read_examples,
@@ -20,14 +19,12 @@ from lightning_suite.datamodules.instruction_sources import (
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write, temporary_folder
-from lightning_suite.json_text import load_json
 from lightning_suite.parquet_files import read_parquet
 from lightning_suite.resofilter.manifest import Manifest, read_manifest
 from lightning_suite.resofilter.selection import table_columns
 from lightning_suite.resofilter.store import merge_shards, write_table
 
 ID_COLUMN, SCORE_COLUMN = "sample_id", "selection_score"
-SOURCE, CONTENTS = "source.json", "contents.parquet"
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
@@ -108,7 +105,7 @@ def read_source(folder: Path, data: str | None = None) -> Source:
             f"{folder}: has no {SOURCE}; only the samples of an InstructionDataModule have rows "
             "that can be written. Use the table of scores itself: scores.parquet."
         )
-    known = _read_known(path)
+    known = read_known(path)
     where = data if data is not None else known["source"]
     rows = read_rows(where)["train"]
     name = where if isinstance(where, str) else ", ".join(where)
@@ -126,21 +123,6 @@ def read_source(folder: Path, data: str | None = None) -> Source:
     )
 
 
-def write_contents(folder: Path, examples: Iterable[Example]) -> None:
-    """Write a hash of what each sample says, so that its score is never joined to other text.
-
-    Args:
-        folder: Of the scores.
-        examples: That are scored.
-    """
-    pyarrow = import_extra("pyarrow", "llm")
-    pairs = [(example.id, content_hash(example.messages)) for example in examples]
-    names = ("sample_id", "content")
-    columns = zip(*pairs, strict=True) if pairs else ((), ())
-    table = {name: pyarrow.array(c, "string") for name, c in zip(names, columns, strict=True)}
-    write_table(pyarrow.table(table), folder / CONTENTS)
-
-
 def changed_rows(folder: Path, source: Source, rows: list[int]) -> list[int] | None:
     """Return those of ``rows`` whose text is not what was scored under their id.
 
@@ -155,39 +137,10 @@ def changed_rows(folder: Path, source: Source, rows: list[int]) -> list[int] | N
     Raises:
         SuiteError: The file that says it is damaged.
     """
-    path = folder / CONTENTS
-    if not path.exists():
+    scored = read_contents(folder)
+    if scored is None:
         return None
-    table = read_parquet(path, ["sample_id", "content"])
-    if any(str(field.type) != "string" for field in table.schema):
-        raise SuiteError(f"{path}: its columns must be text. Delete the file to select without it.")
-    ids, contents = (table[name].to_pylist() for name in ("sample_id", "content"))
-    scored = dict(zip(ids, contents, strict=True))
     return [row for row in rows if scored.get(source.ids[row]) != source.contents[row]]
-
-
-def _read_known(path: Path) -> dict[str, Any]:
-    """Read what `score` has noted of the data, and check it: folders of scores are passed on."""
-    try:
-        known = load_json(path.read_bytes())
-        source, columns, repeats = (known[k] for k in ("source", "columns", "duplicate_ids"))
-        paths = source if isinstance(source, list) else [source]
-        names = {field.name for field in fields(Columns)}
-        if not (
-            all(isinstance(one, str) for one in paths)
-            and set(columns) <= names
-            and all(isinstance(value, (str, type(None))) for value in columns.values())
-            and repeats in ("refuse", "number")
-        ):
-            raise ValueError("a value is not what it must be")
-    except OSError as err:
-        raise SuiteError(f"{path}: cannot be read ({err.strerror}).") from err
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        raise SuiteError(
-            f"{path}: does not say where the data are ({err}). Score again, or write it anew: "
-            '{"source": FILE, "columns": {}, "duplicate_ids": "refuse"}.'
-        ) from err
-    return {"source": source, "columns": columns, "duplicate_ids": repeats}
 
 
 def output_path(folder: Path, source: Source, out: str | None) -> Path:

@@ -9,8 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from jsonargparse import Namespace
 from lightning.fabric import Fabric
 from lightning.pytorch import LightningDataModule, LightningModule, seed_everything
 
+from lightning_suite.cli.scored_source import write_source
 from lightning_suite.cli.scoring import (
     Progress,
     open_data,
@@ -30,11 +30,10 @@ from lightning_suite.cli.scoring_checkpoint import (
     load_weights,
     with_optimizer_state,
 )
-from lightning_suite.cli.selecting import SOURCE, write_contents
 from lightning_suite.cli.shaping import build
+from lightning_suite.cli.stable_data import refuse_random_data
 from lightning_suite.datamodules.instruction import InstructionDataModule
 from lightning_suite.errors import MissingExtraError, SuiteError
-from lightning_suite.files import atomic_write, write_json
 from lightning_suite.language.batching import token_budget_batches, unfinished
 from lightning_suite.language.module import CausalLMModule
 from lightning_suite.resofilter.computation import computation
@@ -53,8 +52,6 @@ from lightning_suite.run_folder import RunFolder
 # Built after seeding, so that all ranks and every start have the same untrained weights.
 DESCRIBED = {"model": LightningModule, "data": LightningDataModule}
 IGNORED = ("trainer",)
-
-NOISY = "data_with_noise.jsonl"
 
 
 def run(
@@ -171,19 +168,18 @@ def run(
         without_prompt=without_prompt,
         allow_low_precision=allow_low_precision,
     ) as probe:
-        wide = [f"{t.name}.{f.name}" for t in targets.found for f in chosen if f.nearly_constant]
-
-        def store(manifest: dict[str, Any]) -> ScoreStore:
-            return ScoreStore(
-                out,
-                manifest,
-                rank=fabric.global_rank,
-                rows_per_shard=rows_per_shard,
-                float64_columns=wide,
-            )
-
+        store = partial(
+            ScoreStore,
+            out,
+            rank=fabric.global_rank,
+            rows_per_shard=rows_per_shard,
+            float64_columns=[
+                f"{t.name}.{f.name}" for t in targets.found for f in chosen if f.nearly_constant
+            ],
+        )
         with _together(fabric):
             if fabric.is_global_zero:
+                refuse_random_data(samples, _data_name(datamodule))
                 for name, reason in targets.skipped.items():
                     print(f"{name} is not watched: {reason}", file=sys.stderr)
                 manifest = make_manifest(
@@ -205,7 +201,7 @@ def run(
                     batches={"tokens": batch_tokens, "samples": batch_samples},
                 )
                 shards = store(manifest)
-                _write_source(folder.path, datamodule)
+                write_source(folder.path, datamodule)
         with _together(fabric):
             if not fabric.is_global_zero:
                 shards = store({**read_manifest(out), "weights": weights_fingerprint(network)})
@@ -221,8 +217,8 @@ def run(
     if fabric.is_global_zero:
         scored = sum(map(len, waiting))
         print(f"{scored:,} samples scored now, {len(samples.ids) - scored:,} before")
-        name = _model_name(module)
-        _finish(folder, datamodule, config, f"{name} at {ckpt_path}" if ckpt_path else name)
+        where = f" at {ckpt_path}" if ckpt_path else ""
+        _finish(folder, datamodule, config, f"{_model_name(module)}{where}")
     return 0
 
 
@@ -292,30 +288,6 @@ def _data_name(data: LightningDataModule) -> str:
     if source is None:
         return type(data).__name__
     return ", ".join(source) if isinstance(source, list) else str(source)
-
-
-def _write_source(folder: Path, data: LightningDataModule) -> None:
-    """Write where the samples came from and what they said: `select` reads their rows there."""
-    if not isinstance(data, InstructionDataModule):
-        return
-    source: Any = data.source
-    columns, duplicates = asdict(data.columns), data.duplicate_ids
-    if data.noise:  # the rows that were scored are nowhere else
-        source = str((folder / NOISY).resolve())
-        columns, duplicates = {"messages": "messages", "id": "id"}, "refuse"
-        with atomic_write(source) as file:
-            for example in data.examples():
-                row = {"id": example.id, "messages": list(example.messages)}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    else:
-        source = _absolute(source) if isinstance(source, str) else [_absolute(s) for s in source]
-    write_contents(folder, data.examples())
-    write_json(folder / SOURCE, {"source": source, "columns": columns, "duplicate_ids": duplicates})
-
-
-def _absolute(source: str) -> str:
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
 
 
 def _finish(
