@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_suite.lmcd.fusion import Fused, StudentFusion
 from lightning_suite.lmcd.heads.base import Head
@@ -129,7 +128,9 @@ class DiagnosisModel(nn.Module):
         fit = fit_ridge(relative, -easiness)
         weight = fit.weight + fit.intercept * _reads_one(relative.double())
         if isinstance(self.head, IRT):
-            weight = weight / (SCALE * F.softplus(weight.new_tensor(0.0)))  # a starts there
+            blank = relative.new_zeros(1, relative.shape[1])  # where a map that is zero starts
+            a = self.head.item_parameters(blank, blank)["discrimination"].double()
+            weight = weight / (SCALE * a)
         self.head.difficulty.weight.copy_(weight.float()[None])
         return True
 

@@ -72,8 +72,9 @@ def test_units_and_the_start_of_the_difficulty_know_no_dropout() -> None:
     assert model.fusion.backbone.training
 
 
-def test_the_start_of_the_difficulty_is_that_of_the_ridge_with_its_constant() -> None:
-    model = DiagnosisModel(fusion(backbone("llama"), "cached"), make_head("irt", 32, 0), "start")
+@pytest.mark.parametrize("name", ["1pl", "2pl", "irt", "4pl"])
+def test_the_start_of_the_difficulty_is_that_of_the_ridge_with_its_constant(name: str) -> None:
+    model = DiagnosisModel(fusion(backbone("llama"), "cached"), make_head(name, 32, 0), "start")
     head: Any = model.head
     prefixes, _, _ = batch()
     easy = torch.tensor([2.0, 3.0, 5.0])  # all are easy: without the constant half would be hard
