@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_suite.module_names import clean_name
@@ -67,9 +66,10 @@ def computation(module: nn.Module, described: Collection[str] = ()) -> dict[str,
         the methods of classes that are in no installed package).
     """
     found: dict[str, Any] = {"class": _path(type(module))}
-    if isinstance(module, LightningModule):
+    given = getattr(module, "hparams", None)  # of a LightningModule
+    if isinstance(given, Mapping):
         known = {*_TRAINING, *described}
-        if hparams := {k: plain(v) for k, v in module.hparams.items() if k not in known}:
+        if hparams := {k: plain(v) for k, v in given.items() if k not in known}:
             found["hparams"] = dict(sorted(hparams.items()))
     models: dict[str, Any] = {}
     others: dict[str, list[Any]] = {}
