@@ -28,7 +28,8 @@ ABLATIONS = ("r=4, own prompt only", "r=4, own prompt and paraphrases only", "r=
 EXPERTS = ("r=4", "full", "r=8", "r=1", "r=4, paraphrases")
 GATES = ("oracle", "subject", "subject, 2 %", "subject, one reading", "cosines, as before",
          "closed", "bce", "scen")  # fmt: skip
-BASELINES = ("no_edit", "in_context_perfect", "in_context_subject", "fine_tune", "grace")
+BASELINES = ("no_edit", "in_context_perfect", "in_context_subject", "fine_tune",
+             "fine_tune, calibrated", "grace")  # fmt: skip
 NAMES = {
     "r=4": "low rank, r = 4",
     "r=8": "low rank, r = 8",
@@ -53,6 +54,7 @@ NAMES = {
     "in_context_perfect": "in the context, right edit known",
     "in_context_subject": "in the context, found by subject",
     "fine_tune": "fine-tuning, edit after edit",
+    "fine_tune, calibrated": "fine-tuning, rate by calibration",
     "grace": "GRACE, as published",
 }
 
@@ -97,8 +99,6 @@ def order(found: dict[Key, list[Row]]) -> list[Key]:
             return (3, len(expert), -edits)
         if expert in BASELINES:
             return (4, 1 + BASELINES.index(expert))
-        if expert == "r=4" and gate == "subject":  # beside the baselines
-            return (4, 0, paraphrases)
         return None
 
     placed = {key: at for key in found if (at := place(key)) is not None}

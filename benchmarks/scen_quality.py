@@ -44,8 +44,20 @@ from scen_quality_experts import (
     Variant,
     calibrated,
 )
+from scen_quality_fine_tune import fine_tune_rate
 from scen_quality_model import Beginning, KeptEncoder, mean
-from scen_quality_systems import GATES, GRACE, STAGES, Plan, Planner, System, systems
+from scen_quality_systems import (
+    FINE_TUNE,
+    FINE_TUNE_CALIBRATED,
+    FINE_TUNE_RATES,
+    GATES,
+    GRACE,
+    STAGES,
+    Plan,
+    Planner,
+    System,
+    systems,
+)
 
 from lightning_suite.datamodules.edit_sources import read_edits
 from lightning_suite.files import write_json
@@ -177,10 +189,14 @@ def main() -> None:
     kept = json.loads(args.output.read_text()) if args.output.exists() else {}
     rows = kept.get("rows", [])
     chosen = kept.get("setting", {}).get("calibrated_published")
+    rate = kept.get("setting", {}).get("calibrated_fine_tune")
     for stage in args.stages:
         if stage in ("published", "ablations"):
             chosen = calibrated(encoder, answers, args.cache / "published.json")
             use_calibrated(chosen)
+        if stage == FINE_TUNE:
+            rate = fine_tune_rate(encoder, answers, args.cache / "fine_tune.json")
+            FINE_TUNE_RATES[FINE_TUNE_CALIBRATED] = rate["lr"]
         wanted = [
             system
             for system in systems(stage, args.edits, args.seeds)
@@ -191,7 +207,7 @@ def main() -> None:
         plans = [planner.plan(system, seed) for system in wanted for seed in range(system.seeds)]
         for row in answered(plans, answers, trained):
             keep(rows, row)
-        write_json(args.output, {"setting": setting(layer, chosen), "rows": rows})
+        write_json(args.output, {"setting": setting(layer, chosen, rate), "rows": rows})
 
 
 def use_calibrated(chosen: Mapping[str, Any]) -> None:
@@ -209,7 +225,9 @@ def keep(rows: list[dict[str, Any]], new: dict[str, Any]) -> None:
     rows[slice(same[0], same[0] + 1) if same else slice(len(rows), None)] = [new]
 
 
-def setting(layer: str, chosen: Mapping[str, Any] | None) -> dict[str, Any]:
+def setting(
+    layer: str, chosen: Mapping[str, Any] | None, rate: Mapping[str, Any] | None
+) -> dict[str, Any]:
     return {
         "model": MODEL,
         "layer": layer,
@@ -219,6 +237,7 @@ def setting(layer: str, chosen: Mapping[str, Any] | None) -> dict[str, Any]:
         "experts": {name: variant._asdict() | {"settings": vars(variant.settings)}
                     for name, variant in VARIANTS.items()},
         "calibrated_published": chosen,
+        "calibrated_fine_tune": rate,
         "machine": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -19,11 +19,11 @@ from scen_quality_experts import (
     everywhere,
     given,
 )
+from scen_quality_fine_tune import fine_tuned
 from scen_quality_model import KeptEncoder
 from torch import Tensor
 
 from lightning_suite.scen.answers import Answerer
-from lightning_suite.scen.baselines.fine_tune import FineTune
 from lightning_suite.scen.baselines.grace import Grace
 from lightning_suite.scen.baselines.in_context import CONTEXT, InContextEdit
 from lightning_suite.scen.edits import Edit
@@ -34,10 +34,12 @@ from lightning_suite.scen.gates.closed import ClosedGate
 from lightning_suite.scen.gates.published import PublishedGate
 from lightning_suite.scen.gates.subject import SubjectRelationGate
 
-SMALL = 60  # edits of ablations and baselines
+SMALL = 60  # edits of ablations
 STAGES = ("main", "gates", "experts", "full", "ablations", "published", "baselines", "fine_tune",
           "grace")  # fmt: skip
 NO_EDIT, FINE_TUNE, GRACE = "no_edit", "fine_tune", "grace"
+FINE_TUNE_CALIBRATED = "fine_tune, calibrated"
+FINE_TUNE_RATES = {FINE_TUNE: 1e-4}  # SCEN's published rate; the calibrated one is added
 IN_CONTEXT = {"in_context_perfect": "oracle", "in_context_subject": "subject of the edit"}
 GATES: dict[str, Any] = {
     "subject": SubjectRelationGate,
@@ -80,7 +82,6 @@ class Plan(NamedTuple):
 def systems(stage: str, edits: int, seeds: int) -> list[System]:
     """Return the systems of a stage."""
     p = PARAPHRASES
-    small = min(SMALL, edits)
     others = [("closed", 0), ("closed", p), ("bce", 0), ("bce", p), ("scen", 0)]
     wanted: dict[str, list[tuple[str, str, int]]] = {
         "main": [("r=4", "oracle", 0), ("r=4", "subject", 0), ("r=4", "subject", p),
@@ -98,12 +99,14 @@ def systems(stage: str, edits: int, seeds: int) -> list[System]:
         return [System(*one, edits, seeds) for one in wanted[stage]]
     if stage == "ablations":
         names = [name for name in VARIANTS if name.startswith(("r=4", "published"))]
-        return [System(name, "oracle", 0, small, 1) for name in names]
+        return [System(name, "oracle", 0, min(SMALL, edits), 1) for name in names]
     if stage == "baselines":
-        ours = [System("r=4", "subject", n, small, seeds) for n in (0, p)]
-        names = [NO_EDIT, *IN_CONTEXT]
-        return ours + [System(name, IN_CONTEXT.get(name, ""), 0, small, seeds) for name in names]
-    return [System(stage, "", 0, small, seeds)]
+        return [
+            System(name, IN_CONTEXT.get(name, ""), 0, edits, seeds)
+            for name in (NO_EDIT, *IN_CONTEXT)
+        ]
+    names = [FINE_TUNE, FINE_TUNE_CALIBRATED] if stage == FINE_TUNE else [stage]
+    return [System(name, "", 0, edits, seeds) for name in names]
 
 
 def drawn(pool: Sequence[Edit], count: int, seed: int) -> list[Edit]:
@@ -131,7 +134,7 @@ class Planner:
         """Return what a system asks with one draw of edits."""
         edits = drawn(self._pool, system.edits, seed)
         questions = questions_of(edits, edits)
-        if system.expert == FINE_TUNE:
+        if system.expert in FINE_TUNE_RATES:
             return self._fine_tuned(system, seed, edits, questions)
         if system.expert == GRACE:
             return self._grace(system, seed, edits, questions)
@@ -194,13 +197,11 @@ class Planner:
     def _fine_tuned(
         self, system: System, seed: int, edits: Sequence[Edit], questions: list[Question]
     ) -> Plan:
-        name, path = f"{FINE_TUNE}/{len(edits)}-{seed}", self._file(FINE_TUNE, len(edits), seed)
+        name = f"{system.expert}/{len(edits)}-{seed}"
+        path = self._file(system.expert, len(edits), seed)
         if not path.exists():
-            layer = self._encoder.model.get_submodule(self._encoder.layer)
-            tuned = FineTune(Answerer(self._encoder.model, self._encoder.format), layer)
-            tuned.edit([given(edit, 0) for edit in edits])
-            save_file({"weight": layer.weight.detach().clone()}, path)
-            tuned.undo()
+            rate = FINE_TUNE_RATES[system.expert]
+            save_file(fine_tuned(self._encoder, edits, rate), path)
         asked: list[Asked | None] = [(Served(name, "", True), q.prompt) for q in questions]
         own = {edit.id: edit for edit in edits}
         served: list[Edit | None] = [own[q.edit_id] for q in questions]
@@ -235,4 +236,4 @@ class Planner:
         return Plan(system, seed, questions, served, asked, values)
 
     def _file(self, name: str, edits: int, seed: int) -> Path:
-        return self._folder / f"{name}-{edits}-{seed}.safetensors"
+        return self._folder / f"{name.replace(', ', '_')}-{edits}-{seed}.safetensors"
