@@ -138,7 +138,7 @@ class LayerGradients:
         In float64 for samples whose terms cancel: layer inputs that are nearly parallel, and
         output gradients that nearly sum to 0.
         """
-        if self.x.device.type == "cpu":
+        if _sample_by_sample(self.x):
             grams = zip(self.inputs.gram_strips, self.inputs.samples(self.g), strict=True)
             sums = torch.stack([_product_of_grams(strips, g) for strips, g in grams])
             found, own = sums.unbind(1)
@@ -178,7 +178,7 @@ class LayerGradients:
         """Yield G block by block: which samples, and their block."""
         n_out, n_in = self.shape
         for samples, x, g in self._groups():
-            limit = _CPU_BLOCK if x.device.type == "cpu" else _DEVICE_BLOCK
+            limit = _CPU_BLOCK if _sample_by_sample(x) else _DEVICE_BLOCK
             step = max(1, limit // (n_in * x.shape[0]))
             for start in range(0, n_out, step):
                 rows = slice(start, min(start + step, n_out))
@@ -190,12 +190,17 @@ class LayerGradients:
 
         On a CPU one by one, without padding; elsewhere padded to the longest.
         """
-        if self.x.device.type == "cpu":
+        if _sample_by_sample(self.x):
             for n, (start, end) in enumerate(self.inputs.ranges):
                 yield slice(n, n + 1), self.x[None, start:end], self.g[None, start:end]
         else:
             padded = self.inputs.padded
             yield slice(0, self.n_samples), padded(self.x), padded(self.g)
+
+
+def _sample_by_sample(rows: Tensor) -> bool:
+    """Return whether samples are multiplied one by one; elsewhere they are padded."""
+    return rows.device.type == "cpu"
 
 
 def _gram_strips(rows: Tensor) -> list[Tensor]:

@@ -459,6 +459,84 @@ def test_manual_optimization(tmp_path: Path) -> None:
             np.testing.assert_array_equal(manual[name], automatic[name])
 
 
+class UsesTwice(StandStill):
+    """The head's weight is used again, without a call of the head."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        penalty = self.backbone.head.weight.square().sum()
+        return super().training_step(batch, batch_idx) + penalty
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_weight_that_is_also_used_without_its_layer_is_refused(
+    tmp_path: Path, accumulate: int
+) -> None:
+    message = r"\n  backbone.head: norm \S+ from its rows, \S+ by autograd"
+    with pytest.raises(SuiteError, match=message) as error:
+        record(tmp_path, UsesTwice(), Batches(), accumulate_grad_batches=accumulate)
+    assert "backbone.stem" not in str(error.value)
+    assert not shard_files(tmp_path)
+
+
+def test_the_comparison_can_be_left_out_and_leaves_no_hook(tmp_path: Path) -> None:
+    module = UsesTwice()
+    callback = GradientFeatureCallback(folder=str(tmp_path))
+    callback.verify = False
+    quiet_trainer([callback], max_epochs=1).fit(module, Batches())
+    assert len(read(tmp_path)["status"]) == 32
+    sound = ForeignModule()
+    record(tmp_path / "sound", sound, Batches(), modules="head")
+    assert not any(p._backward_hooks for p in [*module.parameters(), *sound.parameters()])
+
+
+def test_parameters_that_are_not_trained_in_this_step_are_not_compared(tmp_path: Path) -> None:
+    """As of a discriminator in the generator's step."""
+
+    class Toggles(StandStill):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            self.backbone.head.requires_grad_(False)
+
+    table = record(tmp_path, Toggles(), Batches(1))
+    assert set(table["status"]) == {"ok"}
+
+
+def test_a_gradient_that_a_hook_of_the_user_s_changes_is_not_compared(tmp_path: Path) -> None:
+    module = StandStill()
+    module.backbone.head.weight.register_hook(lambda g: 0 * g)
+    assert set(record(tmp_path, module, Batches(1))["status"]) == {"ok"}
+
+
+class Classifier(StandStill):
+    """Labels of samples beside tokens, as of a sequence classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertForSequenceClassification
+
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        config = BertConfig(vocab_size=20, intermediate_size=12, **sizes, **none)
+        self.net = BertForSequenceClassification(config).train()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return self.net(**batch).loss
+
+
+def test_a_sequence_classifier_s_loss_is_a_mean_of_samples(tmp_path: Path) -> None:
+    module = Classifier()
+    ids = torch.arange(12).view(3, 4)
+    batch = {"input_ids": ids, "attention_mask": ids * 0 + 1, "labels": torch.tensor([0, 1, 1])}
+    expected = []
+    for n in range(3):
+        loss = module.net(**{key: values[n : n + 1] for key, values in batch.items()}).loss
+        (gradient,) = torch.autograd.grad(loss, module.net.classifier.weight)
+        expected.append(float(gradient.norm()))
+    table = record(tmp_path, module, [batch], modules="classifier")
+    np.testing.assert_allclose(
+        sorted(table["net.classifier.grad_norm"]), sorted(expected), rtol=1e-4
+    )
+
+
 class Sequences(StandStill):
     """A layer that sees as many positions as the batch has."""
 

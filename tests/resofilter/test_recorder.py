@@ -296,6 +296,46 @@ def test_rows_that_mix_samples_are_refused() -> None:
             loss.backward()
 
 
+class OneExpert(nn.Module):
+    """A layer that gets some of the tokens [B, T, …] only."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.expert, self.rows = nn.Linear(5, 3, bias=False), rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.expert(x.reshape(-1, 5)[: self.rows])
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_as_many_rows_as_samples_are_not_the_samples_where_a_sample_is_several(rows: int) -> None:
+    model, x = OneExpert(rows).double(), torch.randn(3, 2, 5, dtype=torch.float64)
+    segments = torch.arange(3)[:, None].expand(3, 2)
+    with FeatureRecorder(find_targets(model).found, make_features(["grad_norm"])) as recorder:
+        recorder.start(3, segments=segments)
+        with pytest.raises(
+            SuiteError, match=r"expert: cannot tell .*as an expert does.*one sample"
+        ):
+            model(x).square().sum().backward()
+        model.zero_grad()
+        recorder.start(1, segments=segments[:1])  # alone: all its rows are the sample's
+        model(x[:1]).square().sum().backward()
+        found = recorder.finish()
+    torch.testing.assert_close(found["expert.grad_norm"][0], model.expert.weight.grad.norm())
+
+
+def test_as_many_rows_as_samples_do_not_show_the_axis_of_the_samples() -> None:
+    model = nn.Linear(5, 3)
+    with FeatureRecorder(find_targets(model).found, make_features(["grad_norm"])) as recorder:
+        recorder.start(4)
+        model(torch.randn(4, 5)).sum().backward()
+        recorder.finish()
+        assert not recorder.unambiguous
+        recorder.start(4)
+        with pytest.raises(AmbiguousRowsError):
+            model(torch.randn(4, 4, 5)).sum().backward()
+
+
 class SequenceFirst(nn.Module):
     """Hand-written: its layer sees [T, N, …], whatever the batch is."""
 

@@ -1,0 +1,127 @@
+"""Both ways to multiply rows, a CPU's and an accelerator's, against the gradients themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_suite.resofilter.features import REGISTRY, compute_features, make_features
+from lightning_suite.resofilter.rows import InputRows, LayerGradients
+from lightning_suite.resofilter.step_features import AdamMeanAbs, AdamState
+
+# One row, many, none, and some that end before the padding at the end of all.
+RANGES = ((0, 1), (1, 20), (20, 20), (23, 90))
+N_OUT, N_IN = 9, 12
+LR, EPS, DECAY = 1e-5, 1e-8, 0.01
+
+
+def mean_step(W: Tensor, G: Tensor) -> Tensor:
+    return LR * (DECAY * W + G / (G.abs() + EPS)).abs().mean()
+
+
+def rounded_step(W: Tensor, G: Tensor) -> Tensor:
+    parameter = W.clone().requires_grad_()
+    optimizer = torch.optim.AdamW([parameter], lr=LR, eps=EPS, weight_decay=DECAY)
+    parameter.grad = G
+    optimizer.step()
+    return (W - parameter.detach()).abs().mean()
+
+
+def rank(W: Tensor, G: Tensor) -> Tensor:
+    values = torch.linalg.svdvals(G)
+    share = values / values.sum() if values.sum() else values
+    return torch.special.entr(share).sum().exp() if values.sum() else values.sum()
+
+
+TRUTH: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "grad_norm": lambda _, G: G.norm(),
+    "grad_l1": lambda _, G: G.abs().sum(),
+    "grad_max": lambda _, G: G.abs().max(),
+    "wdotg": lambda W, G: (W * G).sum(),
+    "weight_norm_change": lambda W, G: (W - LR * G).norm() - W.norm(),
+    "step_norm": lambda _, G: LR * G.norm(),
+    "nuclear_norm": lambda _, G: torch.linalg.svdvals(G).sum(),
+    "effective_rank": rank,
+    "sgd_mean_abs": lambda _, G: G.abs().mean(),
+    "adam1_mean_abs": mean_step,
+    "adam1_mean_abs_rounded": rounded_step,
+    "unsaturation": lambda _, G: (EPS / (G.abs() + EPS)).mean(),
+}
+WITHOUT_STATE = sorted(set(REGISTRY) - {"adam_mean_abs", "sketch"})
+
+
+def rows(scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    x, g = torch.randn(92, N_IN).double(), scale * torch.randn(92, N_OUT).double()
+    return x, g, torch.randn(N_OUT, N_IN).double()
+
+
+@pytest.fixture(params=["CPU", "accelerator"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Take one of the two ways; the accelerator's is padded, and here it runs on the CPU."""
+    from lightning_suite.resofilter import rows as module
+
+    chosen = request.param == "CPU"
+    monkeypatch.setattr(module, "_sample_by_sample", lambda _: chosen)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("name", WITHOUT_STATE)
+def test_every_feature_is_that_of_the_gradient(way: str, name: str) -> None:
+    scale = 1e-6 if name in ("unsaturation", "adam1_mean_abs") else 1.0
+    x, g, W = rows(scale)
+    layer = LayerGradients("layer", InputRows(x, RANGES), g, W)
+    gradients = [g[a:b].mT @ x[a:b] for a, b in RANGES]
+    expected = torch.stack([TRUTH[name](W, G) for G in gradients])
+    (feature,) = make_features([name])
+    found = compute_features(layer, [feature])[name]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-15)
+    if feature.reads_rows:
+        again = LayerGradients("layer", InputRows(x, RANGES), g, W)
+        torch.testing.assert_close(feature.of_rows(again).double(), expected, rtol=1e-9, atol=1e-15)
+
+
+def test_the_next_step_of_an_optimizer_is_that_of_the_gradient(way: str) -> None:
+    x, g, W = rows(1.0)
+    parameter = W.clone().requires_grad_()
+    optimizer = torch.optim.AdamW([parameter], lr=LR, eps=EPS, weight_decay=DECAY)
+    parameter.grad = torch.randn_like(W)
+    optimizer.step()
+    seen: Any = optimizer.state[parameter]
+    state = AdamState(seen["exp_avg"].clone(), seen["exp_avg_sq"].clone(), 1)
+    before, saved = parameter.detach().clone(), deepcopy(optimizer.state_dict())
+    expected = []
+    for a, b in RANGES:
+        parameter.data.copy_(before)
+        optimizer.load_state_dict(deepcopy(saved))
+        parameter.grad = g[a:b].mT @ x[a:b]
+        optimizer.step()
+        expected.append((before - parameter.detach()).abs().mean())
+    layer = LayerGradients("layer", InputRows(x, RANGES), g, before)
+    found = compute_features(layer, [AdamMeanAbs(states={"layer": state})])["adam_mean_abs"]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-9, atol=1e-15)
+
+
+def test_a_sketch_is_the_projection_of_the_gradient(way: str) -> None:
+    x, g, W = rows(1.0)
+    (sketch,) = make_features(["sketch"])
+    layer = LayerGradients("layer", InputRows(x, RANGES), g, W)
+    P: Any = sketch
+    left, right = (
+        P.projection("layer", side, n).double() for side, n in (("out", N_OUT), ("in", N_IN))
+    )
+    expected = torch.stack([(left @ (g[a:b].mT @ x[a:b]) @ right.mT).flatten() for a, b in RANGES])
+    torch.testing.assert_close(compute_features(layer, [sketch])["sketch"], expected)
+
+
+def test_the_way_is_the_device_s() -> None:
+    from lightning_suite.resofilter.rows import _sample_by_sample
+
+    assert _sample_by_sample(torch.empty(0))
+    elsewhere: Any = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    assert not _sample_by_sample(elsewhere)
