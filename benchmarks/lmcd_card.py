@@ -200,6 +200,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attach": attach,
     "curves": curves,
     "trained": trained,
+    "reads": lambda: trained(result="quality_reads"),
     "trained_verbagg": lambda: trained("verbagg", "quality_trained_verbagg"),
     "situation_baselines": lambda: baselines("quality_situations"),
     "situations": lambda: heads("situations", "quality_situations"),
