@@ -211,8 +211,8 @@ def _refusal(wrong: Sequence[str]) -> str:
         "a random projection):\n  " + "\n  ".join(wrong[:_SHOWN]) + more + "\nUsual reasons: the "
         "weight is used in another place, too, without a call of its layer (tied by hand, or in a "
         "penalty in the loss); rows that are not the samples', as in a mixture of experts; samples "
-        "that see each other (statistics of a batch, a loss over the batch, packed rows); a random "
-        "forward pass. Leave these layers out with modules or layers."
+        "that see each other or their padding (statistics of a batch, a loss over it, packed rows); a "
+        "random forward pass. Leave these layers out with modules or layers."
     )
 
 
