@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,7 +64,7 @@ class FunctionGenerator:
     """Any function from prompts to texts, such as a client of a service.
 
     Args:
-        function: Returns one text a prompt.
+        function: Returns a list of one text a prompt, in their order.
         identity: Names the model and how it decodes; another identity is asked anew.
     """
 
@@ -75,7 +75,7 @@ class FunctionGenerator:
 
     def __call__(self, requests: Sequence[Request]) -> list[str]:
         """Return one description a request."""
-        return [text.strip() for text in self.function([render_prompt(r) for r in requests])]
+        return _checked(self.function([render_prompt(r) for r in requests]), requests)
 
 
 class LanguageModelGenerator:
@@ -174,8 +174,9 @@ def make_requests(
 ) -> list[Request]:
     """Collect what the description of every KC and exercise is made from.
 
-    Distractors are siblings in the tree of KCs, then KCs of the same domain, then others. Examples
-    of an exercise are the training exercises that share most KCs with it.
+    Distractors are siblings in the tree of KCs, then KCs of the same domain, then others, but none
+    of the target's own name: words cannot tell those two apart. Examples of a KC are its own
+    exercises; of an exercise, the training exercises that share most KCs with it.
 
     Args:
         data: All exercises and KCs.
@@ -185,14 +186,15 @@ def make_requests(
     """
     names = {kc.id: kc.name for kc in data.kcs}
     allowed = set(train)
+    needing = {e.id: set(e.kcs) for e in data.exercises}
     shown = [
-        Example(e.id, e.text, tuple(names[kc] for kc in e.kcs))
+        Example(e.id, e.text, _unique(names[kc] for kc in e.kcs))
         for e in data.exercises
         if e.id in allowed
     ]
     requests = []
     for kc in data.kcs:
-        others = [k for k in data.kcs if k.id != kc.id]
+        others = [k for k in data.kcs if k.name != kc.name]
         others.sort(key=lambda k: (not kc.parent or k.parent != kc.parent, k.domain != kc.domain))
         requests.append(
             Request(
@@ -200,15 +202,17 @@ def make_requests(
                 kc.id,
                 kc.name,
                 (kc.name,),
-                tuple(e for e in shown if kc.name in e.kcs)[:examples],
-                _distractors([k.name for k in others][:distractors], shown, {kc.name}, examples),
+                tuple(e for e in shown if kc.id in needing[e.id])[:examples],
+                _distractors(
+                    _unique(k.name for k in others)[:distractors], shown, {kc.name}, examples
+                ),
             )
         )
     for exercise in data.exercises:
         own = {names[kc] for kc in exercise.kcs}
         near = [e for e in shown if e.id != exercise.id and e.text != exercise.text]
         near.sort(key=lambda e: len(own ^ set(e.kcs)))
-        related = {kc.parent for kc in data.kcs if kc.name in own and kc.parent}
+        related = {kc.parent for kc in data.kcs if kc.id in exercise.kcs and kc.parent}
         others = [kc for kc in data.kcs if kc.name not in own]
         others.sort(key=lambda kc: kc.parent not in related)
         requests.append(
@@ -216,9 +220,9 @@ def make_requests(
                 "exercise",
                 exercise.id,
                 exercise.text,
-                tuple(names[kc] for kc in exercise.kcs),
+                _unique(names[kc] for kc in exercise.kcs),
                 tuple(near[:examples]),
-                _distractors([kc.name for kc in others][:distractors], near, own, examples),
+                _distractors(_unique(kc.name for kc in others)[:distractors], near, own, examples),
             )
         )
     return requests
@@ -244,7 +248,9 @@ def diffuse(
         batch: Requests that the generator is given at a time.
 
     Raises:
-        SuiteError: A request shows an exercise that is not in ``train``, or a text is empty.
+        SuiteError: A request shows an exercise that is not in ``train``; or the generator returned
+            another number of texts than it was asked for, or one that is empty or no text: then
+            nothing of that batch is kept.
     """
     allowed = set(train)
     for request in requests:
@@ -258,16 +264,16 @@ def diffuse(
     for start in range(0, len(requests), batch):
         part = list(zip(requests[start : start + batch], keys[start : start + batch], strict=True))
         missing = [(request, key) for request, key in part if cache.get(key) is None]
-        texts = generator([request for request, _ in missing]) if missing else []
+        asked = [request for request, _ in missing]
+        # all of them before the first is kept: one that is lost would shift those behind it
+        texts = _checked(generator(asked), asked) if asked else []
         for (request, key), text in zip(missing, texts, strict=True):
-            if not text.strip():
-                raise SuiteError(f"the generator wrote nothing for {request.kind} {request.id!r}.")
             cache.put(
                 {
                     "key": key,
                     "kind": request.kind,
                     "id": request.id,
-                    "text": text.strip(),
+                    "text": text,
                     "template": TEMPLATE_VERSION,
                     **generator.identity,
                 }
@@ -282,11 +288,39 @@ def diffuse(
             }
 
 
+def _checked(texts: Any, requests: Sequence[Request]) -> list[str]:
+    """Return the texts without blanks around them, if there is one for each request."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise SuiteError(
+            f"the generator returned {type(texts).__name__}; expected a list of "
+            f"{len(requests)} texts, one a prompt in their order. Nothing of it is kept."
+        )
+    if len(texts) != len(requests):
+        raise SuiteError(
+            f"the generator returned {len(texts)} texts for {len(requests)} prompts (first that of "
+            f"{requests[0].kind} {requests[0].id!r}): which is whose cannot be told. It must "
+            "return one a prompt, in their order. Nothing of it is kept."
+        )
+    for request, text in zip(requests, texts, strict=True):
+        if not isinstance(text, str):
+            raise SuiteError(
+                f"the generator returned {type(text).__name__} for {request.kind} {request.id!r}; "
+                "expected a text. Nothing of it is kept."
+            )
+        if not text.strip():
+            raise SuiteError(f"the generator wrote nothing for {request.kind} {request.id!r}.")
+    return [text.strip() for text in texts]
+
+
 def request_key(request: Request, generator: Generator) -> str:
     """Return the cache key: a hash of model, decoding, template version and all inputs."""
     parts = [dict(generator.identity), TEMPLATE_VERSION, request]
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 def _distractors(

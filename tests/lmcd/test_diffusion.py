@@ -14,7 +14,13 @@ from cold_start_folders import write_plain
 from glass_lm import glass_model, glass_tokenizer
 
 from lightning_suite.datamodules.cold_start_formats import read_source
-from lightning_suite.datamodules.cold_start_sources import ResponseData, check_responses
+from lightning_suite.datamodules.cold_start_sources import (
+    KC,
+    Answer,
+    Exercise,
+    ResponseData,
+    check_responses,
+)
 from lightning_suite.errors import SuiteError
 from lightning_suite.lmcd import diffusion
 from lightning_suite.lmcd.diffusion import (
@@ -27,7 +33,7 @@ from lightning_suite.lmcd.diffusion import (
     make_requests,
     request_key,
 )
-from lightning_suite.lmcd.diffusion_prompts import render_prompt
+from lightning_suite.lmcd.diffusion_prompts import render_prompt, render_sentences
 
 TRAIN = [f"e{e}" for e in range(7)]
 
@@ -122,6 +128,56 @@ def test_an_empty_text_or_a_foreign_file_is_named(data: ResponseData, tmp_path: 
     (tmp_path / "d.jsonl").write_text('{"id": 3}\n')
     with pytest.raises(SuiteError, match=r"d.jsonl, line 1: is not a description"):
         DescriptionCache(tmp_path / "d.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda texts: texts[1:], r"returned 3 texts for 4 prompts \(first that of kc 'add'\)"),
+        (lambda texts: [*texts, "more"], "returned 5 texts for 4 prompts"),
+        (lambda texts: [*texts[:3], None], "returned NoneType for kc 'graph'; expected a text"),
+        (lambda texts: [*texts[:3], " "], "the generator wrote nothing for kc 'graph'"),
+        ("".join, "returned str; expected a list of 4 texts"),
+        (lambda texts: None, "returned NoneType; expected a list of 4 texts"),
+    ],
+)
+def test_an_answer_that_is_lost_spoils_no_other(
+    spoil: Any, message: str, data: ResponseData, tmp_path: Path
+) -> None:
+    def answer(prompts: list[str]) -> list[str]:
+        return [f"about {prompt.split('Skill: ')[-1].split()[1]}" for prompt in prompts]
+
+    file = tmp_path / "c.jsonl"
+    broken = FunctionGenerator(lambda prompts: spoil(answer(prompts)), {"model": "service"})
+    with pytest.raises(SuiteError, match=message):
+        run(data, broken, file, batch=4)
+    assert len(DescriptionCache(file)) == 0
+    rows = run(data, FunctionGenerator(answer, {"model": "service"}), file, batch=4)
+    assert [row["text"] for row in rows[:2]] == ["about add", "about carry"]
+
+
+def test_a_generator_of_another_kind_is_held_to_the_same(
+    data: ResponseData, tmp_path: Path
+) -> None:
+    class Losing(TemplateGenerator):
+        def __call__(self, requests: Any) -> list[str]:
+            return super().__call__(requests)[1:]
+
+    with pytest.raises(SuiteError, match="returned 3 texts for 4 prompts"):
+        run(data, Losing(), tmp_path / "c.jsonl", batch=4)
+    assert len(DescriptionCache(tmp_path / "c.jsonl")) == 0
+
+
+def test_kcs_of_one_name_are_not_told_from_each_other() -> None:
+    kcs = [KC("a", "add", "c"), KC("b", "add", "d"), KC("c", "cut"), KC("d", "cut")]
+    needed = {"e0": ("a",), "e1": ("c",), "e2": ("b",), "e3": ("a", "b", "d")}
+    exercises = [Exercise(name, f"text {name}", of) for name, of in needed.items()]
+    catalogue = check_responses([Answer("s", "e0", "1")], exercises, kcs)
+    said = {r.id: render_sentences(r) for r in make_requests(catalogue, list(needed))}
+    assert said["a"] == "add. It is needed in: text e0; text e3. It is not: cut."
+    assert said["b"] == "add. It is needed in: text e2; text e3. It is not: cut."
+    assert said["e0"].startswith("It takes 1 skill: add. It does not take: cut. Compared with")
+    assert said["e3"].startswith("It takes 2 skills: add; cut. Compared with")
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
