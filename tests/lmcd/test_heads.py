@@ -150,6 +150,14 @@ def test_kancd_gives_an_unseen_kc_the_ability_that_all_share() -> None:
     assert ability[:, 0].std() > 1e-3  # and it still tells students apart
 
 
+def test_kancd_asks_for_all_kcs_where_an_exercise_names_none() -> None:
+    made = head("kancd")
+    e, q, d, kc = states()
+    none = made.logit(e, q, d, torch.zeros_like(kc))
+    assert none.std() > 1e-3  # not one chance for every student and text
+    torch.testing.assert_close(none, made.logit(e, q, d, torch.ones_like(kc)))
+
+
 def test_dina_needs_every_kc() -> None:
     made = head("dina")
     _, q, d, _ = states()

@@ -83,7 +83,8 @@ class KaNCD(Head):
     v_k = V·t_k + v_0 from the text vector t_k; mastery θ_uk = σ(mean of w·(T·e_u)·v_k) and
     diff_k = σ(mean of w'·(D·d_uv)·v_k), as the bilinear form of KaNCD (NeuralCD, IEEE TKDE 2023);
     disc = σ(w·q_v). The gaps disc·(θ_uk - diff_k) are averaged over the KCs of the exercise before
-    the monotone network: a column of its own would leave an unseen KC without weights.
+    the monotone network: a column of its own would leave an unseen KC without weights. For an
+    exercise without KCs they are averaged over all KCs.
 
     v_0 is what all KCs share. The text vectors are centred, so without it a student who is good at
     everything could not be told, and an unseen KC would start from nothing. The mean over the
@@ -133,8 +134,9 @@ class KaNCD(Head):
     def interact(self, ability: Tensor, q_v: Tensor, d_uv: Tensor, kc: Tensor) -> Tensor:
         """Return the logit [N]."""
         kc = kc.to(ability.dtype)
+        kc = kc.where(kc.any(1, keepdim=True), torch.ones_like(kc))
         gap = (ability.sigmoid() - self._difficulty(d_uv)) * kc
-        mean = gap.sum(1, keepdim=True) / kc.sum(1, keepdim=True).clamp(min=1)
+        mean = gap.sum(1, keepdim=True) / kc.sum(1, keepdim=True)
         x = self.discrimination(q_v).sigmoid() * mean
         logit: Tensor = self.network(torch.cat([x, torch.ones_like(x)], dim=1))[:, 0]
         return logit
