@@ -21,7 +21,7 @@ from lightning_suite.run_folder import RunFolder
 _log = logging.getLogger(__name__)
 _FORMATS = ("parquet", "csv", "none")
 _PARTS = ("train", "val", "test", "oracle", "support")
-_PAIRS = ("probability", "information", "difficulty")  # of a student and an exercise
+_PAIRS = ("logit", "information", "difficulty")  # of a student and an exercise
 _ITEMS = ("discrimination", "guessing", "slipping")  # of an exercise
 
 
@@ -29,8 +29,9 @@ class DiagnosisReportCallback(Callback):
     """Writes what a teacher wants to know into the run's ``artifacts``, and bounds beside scores.
 
     In ``test`` and ``predict``: ``lmcd_scores.csv`` (metrics of the model, of the floor, which is a
-    student's own rate, and of the ceiling, which knows the test's difficulties; intervals over
-    students), ``lmcd_calibration.csv``, ``lmcd_roc.csv``. In ``predict`` also: ``lmcd_mastery.csv``
+    student's own rate, and of the ceiling, that rate with the test's own difficulties, nearly the
+    best of one ability where all students answered the same exercises; intervals over students),
+    ``lmcd_calibration.csv``, ``lmcd_roc.csv``. In ``predict`` also: ``lmcd_mastery.csv``
     (student by KC), ``lmcd_items.csv`` (parameters of the exercises), ``lmcd_next.csv`` (what to
     ask each student next, by Fisher information), ``predictions.parquet`` (every student with
     every exercise) and ``mastery.parquet`` (as the CSV, unrounded). ``lightning-suite report``
@@ -150,9 +151,9 @@ class DiagnosisReportCallback(Callback):
         self._log_bounds(trainer, pl_module, "test")
         self._gather(trainer)
         if folder := self._run_folder(trainer):
-            table = self._pairs["probability"]
+            table = self._pairs["logit"]
             _warn(write_scores(folder, _data(trainer), table, resamples=self.resamples))
-            asked = table[table.isfinite()]  # no skills here: chances of single answers
+            asked = table[table.isfinite()].sigmoid()  # no skills here: chances of single answers
             if len(asked) > 1:
                 low, high = asked.aminmax()
                 _warn(chances_caution(float(low), float(high), self.threshold))
@@ -162,7 +163,7 @@ class DiagnosisReportCallback(Callback):
         """Write everything."""
         self._gather(trainer)
         if folder := self._run_folder(trainer):
-            table = self._pairs["probability"]
+            table = self._pairs["logit"]
             cautions = write_scores(folder, _data(trainer), table, resamples=self.resamples)
             path, more = write_diagnosis(
                 folder,
@@ -210,7 +211,9 @@ class DiagnosisReportCallback(Callback):
                 "diverged (take a lower learning rate), or a text overflows the backbone's type "
                 "(dtype: bfloat16 or float32 in place of float16)."
             )
-        self._pairs["probability"][students, exercises] = probability
+        # of another module, which may return probabilities alone
+        logits = outputs.get("logits", probability.double().logit(eps=1e-12))
+        self._pairs["logit"][students, exercises] = logits.float().cpu().clamp(-1e30, 1e30)
 
     def _keep_readings(self, outputs: Mapping[str, Tensor], readings: PairReadings) -> None:
         students, exercises = outputs["students"].cpu(), outputs["exercises"].cpu()
@@ -266,7 +269,7 @@ class DiagnosisReportCallback(Callback):
             data.q_matrix,
             observed,
             part,
-            self._pairs["probability"],
+            self._pairs["logit"].sigmoid(),
             proficiency,
             model.head.per_kc,
             self._pairs["information"],

@@ -17,9 +17,10 @@ from lightning_suite.datamodules.cold_start_batches import (
     ExerciseBatches,
     pad_tokens,
 )
+from lightning_suite.datamodules.cold_start_manifest import check_oracle, manifest
 from lightning_suite.datamodules.cold_start_reading import check_sources, read_parts
 from lightning_suite.datamodules.cold_start_sources import ResponseData
-from lightning_suite.datamodules.cold_start_splits import Split, manifest
+from lightning_suite.datamodules.cold_start_splits import Split
 from lightning_suite.datamodules.cold_start_texts import (
     compose_kc_texts,
     compose_texts,
@@ -43,7 +44,10 @@ class ColdStartDataModule(LightningDataModule):
 
     A batch has M exercises and N answers to them: ``input_ids`` int64 [M, P] (padded on the
     right) and ``lengths`` [M], the texts; ``kcs`` float32 [M, K]; ``exercises`` int64 [M]; and
-    ``rows`` (into the M exercises), ``students``, ``correct``, [N] each.
+    ``rows`` (into the M exercises), ``students``, ``correct``, [N] each. Where exercises have
+    unequal numbers of answers, a training batch has also ``weight``, its answers over those of the
+    mean batch: the loss times it has the gradient of the mean over all answers, on any number of
+    ranks and with accumulation, where a batch of a few rare answers would count as a full one.
 
     Nothing that is cold in the test is in training or validation: ``setup`` checks it and raises.
     Which answers are where is in ``manifest``, which every checkpoint keeps: a checkpoint is not
@@ -71,7 +75,8 @@ class ColdStartDataModule(LightningDataModule):
             same format with exercises of its own. All students must be known.
         oracle_fraction: Share of the test's answers that is set apart (from any model) as
             ``oracle``, for an upper bound.
-        train_on_oracle: Train on them, too.
+        train_on_oracle: Train on them, too. Such a model is tested only by a data module that says
+            so itself, and ``lmcd_scores`` and the report name it: its test is not cold.
         support: With ``split: student``: answers of each new student to attach them from.
         new_students: An ``interactions.csv`` of students who came after training, to attach them
             from (``AttachNewStudentsCallback``); they are the last of ``student_ids``.
@@ -171,6 +176,7 @@ class ColdStartDataModule(LightningDataModule):
             folds=self.hparams["folds"],
             fold=self.hparams["fold"],
             split_seed=self.hparams["split_seed"],
+            train_on_oracle=self.hparams["train_on_oracle"] and "oracle" in self.split.parts,
         )
         tokenizer = self._load_tokenizer()
         pad = tokenizer.pad_token_id
@@ -221,8 +227,11 @@ class ColdStartDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> ResumableLoader[Batch]:
-        """Return the training batches, shuffled."""
-        return self._loader(self.part("train"), self.hparams["seed"])
+        """Return the training batches, shuffled; with ``weight`` where sizes are unequal."""
+        loader = self._loader(samples := self.part("train"), self.hparams["seed"])
+        sampler: Any = loader.sampler
+        samples.batch_size = None if sampler.alike else sampler.mean_size
+        return loader
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Any]]:
         """Return the validation batches, or none."""
@@ -253,15 +262,18 @@ class ColdStartDataModule(LightningDataModule):
         return {"manifest": self.manifest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse a checkpoint that was trained on another split: its training would leak.
+        """Refuse a checkpoint that was trained on another split, or on answers of the oracle.
 
         One whose training exercises were read with other texts is warned of.
         """
+        check_oracle(state_dict["manifest"], self.manifest)
         theirs, ours = state_dict["manifest"]["sha256"], self.manifest["sha256"]
         # how many answers students are attached from is no matter of training
         alike = {name: state_dict["manifest"][name] == self.manifest[name] for name in _SAME}
         students = self.manifest["kind"] == "student" and all(alike.values())
         parts = ("train",) if students else ("train", "val", "test")
+        if self.manifest["train_on_oracle"]:
+            parts = (*parts, "oracle")
         different = [n for n in parts if theirs.get(n) != ours.get(n)]
         if different:
             raise SuiteError(

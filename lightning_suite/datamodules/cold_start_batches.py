@@ -22,6 +22,8 @@ class AnswerSamples(Dataset[Batch]):
         student: Of each answer: int64 [N].
         exercise: int64 [N].
         correct: float32 [N].
+        batch_size: Answers that the mean batch has, which give batches a ``weight``: their
+            answers over these. None for no weights.
     """
 
     def __init__(
@@ -32,9 +34,11 @@ class AnswerSamples(Dataset[Batch]):
         student: Tensor,
         exercise: Tensor,
         correct: Tensor,
+        batch_size: float | None = None,
     ) -> None:
         self.tokens, self.pad, self.q_matrix = tokens, pad, q_matrix
         self.student, self.exercise, self.correct = student, exercise, correct
+        self.batch_size = batch_size
 
     def __len__(self) -> int:
         return len(self.correct)
@@ -42,8 +46,10 @@ class AnswerSamples(Dataset[Batch]):
     def __getitem__(self, index: int | Sequence[int]) -> Batch:
         rows = torch.as_tensor([index] if isinstance(index, int) else index)
         exercises, place = self.exercise[rows].unique(return_inverse=True)
+        size = self.batch_size
         return {
             **self.texts(exercises),
+            **({} if size is None else {"weight": torch.tensor(len(rows) / size)}),
             "rows": place,
             "students": self.student[rows],
             "exercises": exercises,
@@ -79,6 +85,11 @@ class ExerciseBatches(DistributedSampler[Any]):
         ranks: Number of ranks.
         rank: This one.
         seed: Draws who comes together, every epoch anew; None keeps the data's own order.
+
+    Attributes:
+        mean_size: Answers of a batch, the mean over an epoch's batches.
+        alike: Whether all exercises have as many answers: then any answer has the same share of
+            the batches' means over the epochs, without weights.
     """
 
     def __init__(
@@ -95,6 +106,8 @@ class ExerciseBatches(DistributedSampler[Any]):
         counts = exercise.unique(return_counts=True)[1]
         self.chunks = int((-(-counts // students)).sum())
         batches: Any = range(-(-self.chunks // exercises))
+        self.mean_size = len(exercise) / len(batches) if batches else 0.0
+        self.alike = not len(counts) or bool((counts == counts[0]).all())
         super().__init__(batches, ranks, rank, shuffle=False, seed=seed or 0)
         self.shuffled = seed is not None
 

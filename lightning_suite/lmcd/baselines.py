@@ -48,8 +48,9 @@ def floor_logits(train: Answers, test: Answers, students: int) -> Tensor:
 def ceiling_logits(train: Answers, test: Answers, students: int, exercises: int) -> Tensor:
     """Return the student's rate and the *test's own* difficulty of each exercise. [N].
 
-    The ceiling of models with one ability that order students as the floor does; a model with
-    several abilities may pass it.
+    Where all students answered the same exercises, a model with one ability hardly does better,
+    and one with several may. Where they did not, it is no ceiling: the rate of one who was asked
+    hard exercises is low, and a model with one ability may pass it, too.
     """
     easy = rate_logits(test.exercise, test.correct, exercises)
     return floor_logits(train, test, students) + easy[test.exercise]
@@ -65,7 +66,7 @@ class ColdStartBounds(NamedTuple):
 def cold_start_bounds(
     train: Answers, test: Answers, students: int, exercises: int
 ) -> ColdStartBounds:
-    """Return what any result on this split lies between, or nearly."""
+    """Return what results on this split are read beside; see :func:`ceiling_logits`."""
     return ColdStartBounds(
         score_answers(floor_logits(train, test, students), test.correct),
         score_answers(ceiling_logits(train, test, students, exercises), test.correct),

@@ -27,6 +27,23 @@ def floor_caution(scores: Iterable[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def oracle_caution(scores: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say that the model knows answers to the test's exercises.
+
+    Args:
+        scores: Rows of ``lmcd_scores``; ``train_on_oracle`` is 1 where it does, and may be missing.
+
+    Returns:
+        One sentence, or nothing.
+    """
+    if not any(str(row.get("train_on_oracle", "0")) == "1" for row in scores):
+        return []
+    return [
+        "Not a cold test: the model was trained on some of the answers to the test's exercises "
+        "(train_on_oracle). Its scores are an upper bound for one that was not."
+    ]
+
+
 def mastery_caution(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Say that all students master the same, all skills or none.
 

@@ -192,7 +192,10 @@ class LMCDModule(LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean negative log-likelihood of the answers, with the prior."""
+        """Return the mean negative log-likelihood of the answers, with the prior.
+
+        Times the batch's ``weight``, so that its mean over the batches is that over the answers.
+        """
         # a resumed run draws the dropout that an uninterrupted one does
         step = (self.current_epoch, batch_idx, self.global_rank)
         with seeded_by(*step, device=self.device):
@@ -201,7 +204,8 @@ class LMCDModule(LightningModule):
         self.log("lmcd/train_loss", loss, prog_bar=True)
         if self.hparams["prior"]:
             loss = loss + self.hparams["prior"] * self.model.prior(batch["students"])
-        return loss
+        weight = batch.get("weight")
+        return loss if weight is None else loss * weight
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to the metrics."""
@@ -341,6 +345,7 @@ class LMCDModule(LightningModule):
         return {
             "students": batch["students"],
             "exercises": batch["exercises"][batch["rows"]],
+            "logits": logits,
             "probability": logits.sigmoid(),
             "correct": batch["correct"],
         }

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write, write_csv
 from lightning_suite.lmcd.baselines import Answers
-from lightning_suite.lmcd.cautions import chances_caution, floor_caution
+from lightning_suite.lmcd.cautions import chances_caution, floor_caution, oracle_caution
 from lightning_suite.lmcd.diagnosis import Diagnosis, item_rows, next_rows, prediction_chunks
 from lightning_suite.lmcd.mastery import KCMastery, mastery_by_kc, mastery_rows
 from lightning_suite.lmcd.metrics import weighted_auc
@@ -78,48 +78,51 @@ def _bounded(data: Any, model: Tensor, asked: Answers) -> dict[str, Tensor]:
     return bounded_logits(model, gather_answers(data, "train", "support"), asked, *shape)
 
 
-def write_scores(folder: RunFolder, data: Any, probability: Tensor, *, resamples: int) -> list[str]:
+def write_scores(folder: RunFolder, data: Any, logits: Tensor, *, resamples: int) -> list[str]:
     """Write scores, calibration and ROC of the test's answers.
 
     Args:
         folder: Of the run.
         data: A ``ColdStartDataModule`` after ``setup``.
-        probability: Of a right answer, NaN where none was predicted: [S, E].
+        logits: Of right answers, NaN where none was predicted: [S, E]. (Probabilities near 0 and 1
+            would have lost their digits.)
         resamples: Of the students, for intervals.
 
     Returns:
         What to warn of.
     """
     asked = gather_answers(data, "test")
-    predicted = probability[asked.student, asked.exercise]
+    predicted = logits[asked.student, asked.exercise]
     there = predicted.isfinite()  # all, unless the batches were limited
     asked = Answers(*(values[there] for values in asked))
     predicted = predicted[there]
     if not len(predicted):
         return []
-    logits = _bounded(data, predicted.double().logit(eps=1e-12), asked)
+    bounded = _bounded(data, predicted, asked)
     setting = {name: data.manifest[name] for name in ("kind", "fold", "folds", "split_seed")}
-    rows = [{**row, **setting} for row in score_rows(logits, asked, resamples=resamples)]
+    setting["train_on_oracle"] = int(data.manifest.get("train_on_oracle", False))
+    rows = [{**row, **setting} for row in score_rows(bounded, asked, resamples=resamples)]
     folder.add_table(
         "lmcd_scores",
         rows,
         title="Predicted answers, and what lies below and above",
         caption="Of the test's answers. Floor: each student's own rate. Ceiling: that rate and "
-        "the test's own difficulties, the best that one ability can do. Intervals: 95 %, over "
-        "students.",
+        "the test's own difficulties: nearly the best that one ability can do, if all students "
+        "answered the same exercises; if not, rates compare students badly, and any model may "
+        "pass it. Intervals: 95 %, over students.",
         section=SECTION,
     )
     folder.add_table(
         "lmcd_calibration",
-        calibration_rows(predicted, asked.correct),
+        calibration_rows(predicted.double().sigmoid(), asked.correct),
         title="Calibration",
         caption="Answers by predicted probability, with the share that was right.",
         section=SECTION,
     )
     folder.add_table(
-        "lmcd_roc", roc_rows(logits, asked.correct), title="ROC curves", section=SECTION
+        "lmcd_roc", roc_rows(bounded, asked.correct), title="ROC curves", section=SECTION
     )
-    return floor_caution(rows)
+    return oracle_caution(rows) + floor_caution(rows)
 
 
 def write_diagnosis(

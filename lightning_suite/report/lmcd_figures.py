@@ -66,8 +66,8 @@ def draw_diagnosis(tables: Mapping[str, Path]) -> list[Drawing]:
                 "lmcd-folds",
                 "Over the folds",
                 "AUC of this run and of the runs beside it that test other folds of the same "
-                "split, between floor (a student's own rate) and ceiling (with the test's own "
-                "difficulties). Bars: 95 % over students.",
+                "split, between floor (a student's own rate) and ceiling (that rate with the "
+                "test's own difficulties). Bars: 95 % over students.",
                 _svg(folds_figure(folds)),
             )
         )

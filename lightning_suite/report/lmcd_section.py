@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from lightning_suite.errors import SuiteError
-from lightning_suite.lmcd.cautions import floor_caution, mastery_caution
+from lightning_suite.lmcd.cautions import floor_caution, mastery_caution, oracle_caution
 from lightning_suite.report.layout import notice, prose
 from lightning_suite.report.lmcd_figures import draw_diagnosis
 from lightning_suite.report.lmcd_folds import SCORES
@@ -17,7 +17,7 @@ from lightning_suite.report.svg import inline_svg
 _TILES = {
     "lmcd": ("AUC", "{answers:,} answers"),
     "floor": ("floor", "own rates"),
-    "ceiling": ("ceiling", "true difficulties"),
+    "ceiling": ("ceiling", "own rates, true difficulties"),
 }
 
 
@@ -50,7 +50,8 @@ def _tiles(tables: Mapping[str, Path]) -> list[str]:
 
 def _cautions(tables: Mapping[str, Path]) -> list[str]:
     mastery = read_rows(tables, "lmcd_mastery", ("student_id", "predicted"))
-    cautions = floor_caution(read_rows(tables, "lmcd_scores", SCORES))
+    scores = read_rows(tables, "lmcd_scores", SCORES)
+    cautions = oracle_caution(scores) + floor_caution(scores)
     if mastery and "mastered" in mastery[0]:
         cautions += mastery_caution(mastery)
     return [notice(caution) for caution in cautions]

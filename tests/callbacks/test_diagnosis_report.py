@@ -18,7 +18,7 @@ from tiny_lmcd import quiet, tiny_class, tiny_diagnosis
 from lightning_suite import DiagnosisReportCallback
 from lightning_suite.errors import SuiteError
 from lightning_suite.lmcd.diagnosis import Diagnosis
-from lightning_suite.lmcd.run_tables import write_diagnosis
+from lightning_suite.lmcd.run_tables import write_diagnosis, write_scores
 from lightning_suite.run_folder import RunFolder
 
 # modules of a frozen backbone stand in evaluation mode on purpose
@@ -53,6 +53,34 @@ def test_predictions_are_those_of_the_model(tmp_path: Path) -> None:
         assert row["probability"] == pytest.approx(probability.item(), abs=1e-6)
         assert row["correct"] == correct
         assert row["part"] == "test"
+
+
+def test_scores_are_of_logits_and_not_of_rounded_probabilities(tmp_path: Path) -> None:
+    """A wrong answer that was held for certain costs its logit: float32 knows no 1 - 1e-9."""
+    data = tiny_class(tmp_path, oracle_fraction=0.5, train_on_oracle=True)
+    data.setup()
+    part = data.part("test")
+    logits = torch.full((len(data.student_ids), len(data.data.exercises)), torch.nan)
+    logits[part.student, part.exercise] = 30.0
+    cautions = write_scores(RunFolder(tmp_path / "run"), data, logits, resamples=0)
+    row = read(tmp_path / "run" / "artifacts" / "lmcd_scores.csv")[0]
+    wrong = 1 - part.correct.mean().item()
+    assert float(row["nll"]) == pytest.approx(30 * wrong, abs=1e-4)
+    assert row["train_on_oracle"] == "1"
+    assert cautions[0].startswith("Not a cold test")
+
+
+def test_the_report_takes_the_logits_of_the_step(tmp_path: Path) -> None:
+    module, data = tiny_diagnosis(), tiny_class(tmp_path)
+    quiet(tmp_path).fit(module, data)
+    with torch.no_grad():
+        for weight in module.model.head.network[-1].parameters():
+            weight.mul_(1e3)  # sure of everything
+    callback = DiagnosisReportCallback(str(tmp_path / "run"), resamples=0)
+    logged = quiet(tmp_path, callback).test(module, data, verbose=False)[0]
+    row = read(tmp_path / "run" / "artifacts" / "lmcd_scores.csv")[0]
+    assert logged["lmcd/test_nll"] > 20
+    assert float(row["nll"]) == pytest.approx(logged["lmcd/test_nll"], rel=1e-5)
 
 
 def test_mastery_is_the_mean_prediction_over_the_exercises_of_a_skill(tmp_path: Path) -> None:

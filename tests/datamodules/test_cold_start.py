@@ -81,6 +81,39 @@ def test_the_order_depends_on_seed_and_epoch_and_ranks_share_it(tmp_path: Path) 
     assert [exercise[batch].unique().tolist() for batch in plain] == [[e] for e in range(7)]
 
 
+def rare_and_common(folder: Path) -> Path:
+    """Four exercises with all answers, the others with one or two each."""
+    file = write_plain(folder) / "interactions.csv"
+    rows = [row.split(",") for row in file.read_text().split()[1:]]
+    kept = [row for row in rows if int(row[1][1:]) < 4 or int(row[0][1:]) <= int(row[1][1:]) % 2]
+    write_rows(file, ("student_id", "exercise_id", "correct"), kept)
+    return folder
+
+
+def test_weights_make_the_mean_over_batches_that_over_answers(tmp_path: Path) -> None:
+    """An exercise that was asked rarely would have had a batch as heavy as a full one."""
+    data = module(rare_and_common(tmp_path), students_per_exercise=5, fold=1)
+    share, plain = torch.zeros(2, STUDENTS, EXERCISES)
+    batches = list(data.train_dataloader())
+    for batch in batches:
+        who = batch["students"], batch["exercises"][batch["rows"]]
+        plain[who] += 1 / len(batch["rows"])
+        share[who] += batch["weight"] / len(batch["rows"])
+    mean = torch.full((len(data.part("train")),), len(batches) / len(data.part("train")))
+    torch.testing.assert_close(share[share > 0], mean)
+    of_ranks = [ExerciseBatches(data.part("train").exercise, 5, 2, ranks=2, rank=r) for r in (0, 1)]
+    assert {part.mean_size for part in of_ranks} == {len(mean) / len(batches)}
+    assert plain[plain > 0].max() > 1.9 * plain[plain > 0].min()
+
+
+def test_complete_data_has_no_weights(tmp_path: Path) -> None:
+    data = module(tmp_path, students_per_exercise=5)
+    assert all("weight" not in batch for batch in data.train_dataloader())
+    rare = module(rare_and_common(tmp_path / "rare"), students_per_exercise=5, fold=1)
+    assert all("weight" in batch for batch in rare.train_dataloader())
+    assert all("weight" not in batch for batch in rare.test_dataloader())
+
+
 def test_an_epoch_continues_after_the_batch_it_stopped_at(tmp_path: Path) -> None:
     data = module(tmp_path, students_per_exercise=4)
     whole = pairs(data.train_dataloader())
@@ -220,6 +253,25 @@ def test_students_may_be_attached_from_more_answers_than_in_the_training(tmp_pat
     module(tmp_path, split="student", support=4).load_state_dict(state)
     with pytest.raises(SuiteError, match="made with another split"):
         module(tmp_path, split="student", support=2, fold=1).load_state_dict(state)
+
+
+def test_a_model_that_knows_the_oracle_passes_for_no_cold_one(tmp_path: Path) -> None:
+    cold = module(tmp_path, oracle_fraction=0.5)
+    oracle = module(tmp_path, oracle_fraction=0.5, train_on_oracle=True)
+    assert not cold.manifest["train_on_oracle"]
+    assert oracle.manifest["train_on_oracle"]
+    with pytest.raises(SuiteError, match="trained on answers to the test's exercises"):
+        cold.load_state_dict(oracle.state_dict())
+    with pytest.raises(SuiteError, match="was not trained on the oracle's answers"):
+        oracle.load_state_dict(cold.state_dict())
+    cold.load_state_dict(cold.state_dict())
+    oracle.load_state_dict(oracle.state_dict())
+    of_old = {k: v for k, v in cold.manifest.items() if k != "train_on_oracle"}
+    with pytest.raises(SuiteError, match="or does not say that it was not"):
+        cold.load_state_dict({"manifest": of_old})
+    without = module(tmp_path, train_on_oracle=True)  # there is no oracle to train on
+    of_old = {k: v for k, v in without.manifest.items() if k != "train_on_oracle"}
+    without.load_state_dict({"manifest": of_old})
 
 
 def test_the_oracle_is_trained_on_only_if_asked(tmp_path: Path) -> None:

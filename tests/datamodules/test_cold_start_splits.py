@@ -10,6 +10,7 @@ import torch
 from cold_start_folders import write_plain
 
 from lightning_suite.datamodules.cold_start_formats import read_source
+from lightning_suite.datamodules.cold_start_manifest import manifest
 from lightning_suite.datamodules.cold_start_sources import Exercise, ResponseData, check_responses
 from lightning_suite.datamodules.cold_start_splits import (
     KINDS,
@@ -18,7 +19,7 @@ from lightning_suite.datamodules.cold_start_splits import (
     check_leaks,
     join_test,
     make_split,
-    manifest,
+    same_text,
 )
 from lightning_suite.errors import SuiteError
 
@@ -148,6 +149,44 @@ def test_leaks_raise(data: ResponseData) -> None:
     parts = {"train": (~first).nonzero().squeeze(1), "test": first.nonzero().squeeze(1)}
     with pytest.raises(SuiteError, match="leak: 1 texts of exercises .*: copy"):
         check_leaks(data, Split("exercise", parts))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("What is 1/2 + 1/2?", "What is 1/2  + 1/2? ", True),
+        ("What is\u00a01/2?", "What is 1/2?", True),  # a blank that does not break
+        ("Caf\u00e9", "Cafe\u0301", True),
+        ("\uff12 + 2", "2 + 2", True),  # a wide digit
+        ("What", "what", False),
+        ("3\u00b2", "32", False),
+        ("H\u2082O", "H2O", False),
+        ("1\u00bd", "11/2", False),
+    ],
+)
+def test_texts_that_a_reader_cannot_tell_apart_are_on_one_side(
+    one: str, other: str, same: bool, data: ResponseData
+) -> None:
+    assert (same_text(one) == same_text(other)) == same
+    exercises = list(data.exercises)
+    exercises[0], exercises[1] = (
+        replace(e, text=t) for e, t in zip(exercises, (one, other), strict=False)
+    )
+    near = replace(data, exercises=exercises)
+    apart = False
+    for fold in range(5):
+        split = make_split(near, "exercise", folds=5, fold=fold)
+        sides = [{n for n, p in split.parts.items() if e in near.exercise[p]} for e in (0, 1)]
+        apart |= sides[0] != sides[1]
+    assert apart != same
+    tested = (data.exercise == 1).nonzero().squeeze(1)
+    rest = (data.exercise != 1).nonzero().squeeze(1)
+    leaking = Split("exercise", {"train": rest, "test": tested})
+    if same:
+        with pytest.raises(SuiteError, match="leak: 1 texts of exercises .*: e1"):
+            check_leaks(near, leaking)
+    else:
+        check_leaks(near, leaking)
 
 
 @pytest.mark.parametrize(("kind", "new"), [("kc", "graph"), ("domain", "size")])

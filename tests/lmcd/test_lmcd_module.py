@@ -360,3 +360,43 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path).test(loaded, data(tmp_path / "b"))
     with pytest.raises(SuiteError, match="'s77' is unknown to it. Attach new students"):
         trainer(tmp_path).test(module(reader="start"), data(tmp_path / "b"), tmp_path / "a.ckpt")
+
+
+def test_a_checkpoint_that_knows_the_oracle_is_tested_under_that_name_alone(tmp_path: Path) -> None:
+    fitted, saved = module(reader="start"), tmp_path / "oracle.ckpt"
+    oracle = {"oracle_fraction": 0.5, "train_on_oracle": True}
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(fitted, data(tmp_path, **oracle))
+    fit.save_checkpoint(saved)
+    cold = data(tmp_path, oracle_fraction=0.5)
+    with pytest.raises(SuiteError, match="trained on answers to the test's exercises"):
+        trainer(tmp_path).test(module(reader="start"), cold, ckpt_path=str(saved), verbose=False)
+    with pytest.raises(SuiteError, match="trained on answers to the test's exercises"):
+        trainer(tmp_path).test(fitted, data(tmp_path, oracle_fraction=0.5), verbose=False)
+    same = data(tmp_path, **oracle)
+    trainer(tmp_path).test(module(reader="start"), same, ckpt_path=str(saved), verbose=False)
+
+
+def test_the_gradient_over_unequal_batches_is_that_of_the_mean_over_answers(tmp_path: Path) -> None:
+    file = write_plain(tmp_path) / "interactions.csv"
+    header, *rows = file.read_text().split()
+    kept = [r for r in rows if int(r.split(",")[1][1:]) < 5 or r.startswith("s3,")]
+    file.write_text("\n".join([header, *kept]))
+    source, made = data(tmp_path, students_per_exercise=4), module(reader="start", prior=0.3)
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(made, source)  # makes the tables
+    made.eval()  # no dropout
+    made.log = lambda *_, **__: None  # type: ignore[method-assign]
+
+    def gradient(losses: list[torch.Tensor]) -> torch.Tensor:
+        made.zero_grad()
+        torch.stack(losses).mean().backward()
+        return torch.cat([p.grad.flatten() for p in made.parameters() if p.grad is not None])
+
+    batches = list(source.train_dataloader())
+    part = source.part("train")
+    whole = gradient([made.training_step(part[range(len(part))], 0)])
+    found = gradient([made.training_step(batch, 0) for batch in batches])
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-6)
+    plain = [made.training_step({**batch, "weight": torch.tensor(1.0)}, 0) for batch in batches]
+    assert (gradient(plain) - whole).norm() > 0.1 * whole.norm()

@@ -122,6 +122,18 @@ def test_folds_of_the_same_split_are_found_beside_the_run(tmp_path: Path) -> Non
     assert "other folds" in drawn["lmcd-curves"].caption
 
 
+def test_an_upper_bound_is_named_and_is_no_fold_of_the_others(tmp_path: Path) -> None:
+    tables, other = run(tmp_path / "version_0"), run(tmp_path / "version_1", fold=1)
+    assert len(fold_scores(tables)) == 2
+    assert "Not a cold test" not in "".join(diagnosis_cards(tables))
+    write(other["lmcd_scores"], [{**row, "train_on_oracle": 1} for row in scores(1)])
+    assert len(fold_scores(tables)) == len(fold_scores(other)) == 1
+    assert "Not a cold test" in "".join(diagnosis_cards(other))
+    third = run(tmp_path / "version_2", fold=2)
+    write(third["lmcd_scores"], [{**row, "train_on_oracle": 0} for row in scores(2)])
+    assert len(fold_scores(tables)) == 2  # one that does not say is one of old
+
+
 @pytest.mark.parametrize("broken", ["system\nlmcd\n", "\x00", ""])
 def test_a_broken_table_is_named_and_does_not_stop_the_page(broken: str, tmp_path: Path) -> None:
     tables = run(tmp_path)
