@@ -4,9 +4,9 @@
         [--split exercise] [--val-split same] [--ways frozen] [--add] [--output FILE]
 
 Cold folds. For each split: the floor (a student's own rate), the ceiling of one ability (with the
-test's own difficulties; all students of these sets answered the same exercises), models of ids, ridge regressions on the Q-matrix and on frozen states (strength
-chosen inside the training items, all of which they use), and LMCD with SmolLM2-135M. ``--ways``,
-one or several:
+test's own difficulties; all students of these sets answered the same exercises), models of ids,
+ridge regressions on the Q-matrix and on frozen states (strength chosen inside the training items,
+all of which they use), and LMCD with SmolLM2-135M. ``--ways``, one or several:
 
 * ``heads``: every head on texts with names of skills;
 * ``texts``: NCDM and IRT on texts raw, diffused (template) and both; IRT knows of skills by the
