@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_suite.errors import SuiteError
 from lightning_suite.language.batching import token_budget_batches
 from lightning_suite.scen.prompts import PromptFormat
+from lightning_suite.scen.surroundings import lasting
 
 _BATCH_TOKENS = 8192  # most prompt tokens of a batch, padding included
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -114,7 +115,7 @@ class Answerer:
             for question, answer in zip(questions, answers, strict=True)
         ]
         self._check_lengths(questions, [len(ids) for ids, _ in encoded])
-        accuracy, nll = torch.zeros(len(encoded)), torch.zeros(len(encoded))
+        accuracy, nll = torch.zeros(2, len(encoded), dtype=torch.float32).unbind()
         lengths = [len(ids) for ids, _ in encoded]
         with evaluating(self.model):
             for batch in token_budget_batches(lengths, _BATCH_TOKENS, self.batch_size):
@@ -197,8 +198,8 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def learning(model: torch.nn.Module) -> Iterator[None]:
-    """With gradients, also inside a Trainer's evaluation, and without dropout."""
-    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+    """With gradients, also inside a Trainer's evaluation, without autocast and dropout."""
+    with evaluating(model), lasting(gradients=True):
         yield
 
 

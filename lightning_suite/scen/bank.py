@@ -19,6 +19,7 @@ from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.expert_table import ExpertKind, ExpertTable, expert_shapes
 from lightning_suite.scen.gates.base import MISS, Gate, PromptQuery, Routing
 from lightning_suite.scen.records import EditRecord, History, stored_edit
+from lightning_suite.scen.surroundings import lasting, own_precision
 
 if TYPE_CHECKING:
     from lightning_suite.scen.attachment import Attachment
@@ -129,24 +130,27 @@ class ExpertBank(nn.Module):
         Raises:
             SuiteError: The edits contradict each other or the bank (see
                 :meth:`~lightning_suite.scen.records.History.replaced_by`), or the tensors are not
-                n experts of this bank. The bank is then as before.
+                n experts of this bank. Whatever is raised, the bank is then as before.
         """
         self.table.check(experts, len(edits))
         replaced = self.history.replaced_by(edits, update=update)
         first = len(self.table)
         slots = list(range(first, first + len(edits)))
         kept = [stored_edit(edit) for edit in edits]
-        self._change_gate(gone=[old for old in replaced if old is not None], kept=kept, slots=slots)
-        self.table.append(experts)
         versions = [1 if old is None else self.history.records[old].version + 1 for old in replaced]
-        self.history.extend(
-            [
-                EditRecord(edit, version, "live", old, dict(note))
-                for edit, version, old, note in zip(
-                    kept, versions, replaced, notes or [{}] * len(kept), strict=True
-                )
-            ]
-        )
+        records = [
+            EditRecord(edit, version, "live", old, dict(note))
+            for edit, version, old, note in zip(
+                kept, versions, replaced, notes or [{}] * len(kept), strict=True
+            )
+        ]
+        gone = [old for old in replaced if old is not None]
+        with self._changing():
+            if gone:
+                self.gate.remove(gone)
+            self.gate.add(kept, slots)
+            self.table.append(experts)
+            self.history.extend(records)
         return slots
 
     def remove(self, ids: Sequence[str]) -> None:
@@ -156,9 +160,10 @@ class ExpertBank(nn.Module):
             SuiteError: An id is not that of a live edit; nothing is removed then.
         """
         slots = [self.history.slot(edit_id) for edit_id in dict.fromkeys(ids)]
-        self.gate.remove(slots)
-        for slot in slots:
-            self.history.remove(slot)
+        with self._changing():
+            self.gate.remove(slots)
+            for slot in slots:
+                self.history.remove(slot)
 
     def rollback(self, edit_id: str) -> Edit:
         """Undo the last change of an edit: bring back the version before, or what was removed.
@@ -176,10 +181,13 @@ class ExpertBank(nn.Module):
         gone, back = self.history.undo(edit_id)
         assert back is not None
         edit = self.history.records[back].edit
-        self._change_gate(gone=[] if gone is None else [gone], kept=[edit], slots=[back])
-        if gone is not None:
-            self.history.take_back(gone)
-        self.history.revive(back)
+        with self._changing():
+            if gone is not None:
+                self.gate.remove([gone])
+            self.gate.add([edit], [back])
+            if gone is not None:
+                self.history.take_back(gone)
+            self.history.revive(back)
         return edit
 
     def compact(self) -> int:
@@ -194,8 +202,9 @@ class ExpertBank(nn.Module):
         gone = len(self.table) - len(slots)
         records = [replace(self.history.records[slot], replaces=None) for slot in slots]
         experts = self.experts(slots)
-        self.gate.renumber(slots)
-        self.restore(records, experts)
+        with self._changing():
+            self.gate.renumber(slots)
+            self.restore(records, experts)
         return gone
 
     def merge(self, other: ExpertBank) -> list[int]:
@@ -264,7 +273,8 @@ class ExpertBank(nn.Module):
         Raises:
             SuiteError: The gate chose a slot that is not live: gate and bank are of two minds.
         """
-        routing = self.gate.route(query)
+        with own_precision():
+            routing = self.gate.route(query)
         for slot in set(routing.expert.tolist()) - {MISS}:
             if not 0 <= slot < len(self.table) or self.history.records[slot].status != "live":
                 raise SuiteError(f"the gate chose slot {slot}, which is no live edit of the bank.")
@@ -320,15 +330,14 @@ class ExpertBank(nn.Module):
         shapes = expert_shapes(self.expert, self.base.d_in, self.base.d_out, self.rank)
         return ExpertTable(shapes, DTYPES[self.dtype])
 
-    def _change_gate(
-        self, *, gone: Sequence[int], kept: Sequence[Edit], slots: Sequence[int]
-    ) -> None:
-        """Exchange keys; if the new ones are refused the old ones come back."""
-        if gone:
-            self.gate.remove(gone)
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Change gate, experts and history in the block; if it raises, all three are as before."""
+        table, size, records = self.table, len(self.table), [*self.history.records]
         try:
-            self.gate.add(kept, slots)
+            with lasting(), self.gate.changing():
+                yield
         except BaseException:
-            if gone:
-                self.gate.add([self.history.records[slot].edit for slot in gone], gone)
+            self.table, self.history = table, History(records)
+            table.shorten(size)
             raise

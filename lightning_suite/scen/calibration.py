@@ -158,7 +158,7 @@ def answers_right(
     """
     encoded = [prompts.encode_answer(question, target) for question, target, _ in asked]
     right = torch.zeros(len(asked), dtype=torch.bool)
-    loss = torch.zeros(len(asked))
+    loss = torch.zeros(len(asked), dtype=torch.float32)
     with evaluating(model):
         for rows in token_budget_batches([len(tokens) for tokens, _ in encoded], _TOKENS):
             batch = prompts.batch([encoded[row][0] for row in rows], "right")

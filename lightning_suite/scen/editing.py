@@ -38,6 +38,7 @@ from lightning_suite.scen.fingerprint import check_base, identify
 from lightning_suite.scen.gates.base import Gate
 from lightning_suite.scen.layer_choice import causal_lm, find_layer
 from lightning_suite.scen.prompts import PromptFormat
+from lightning_suite.scen.surroundings import own_precision
 
 # kind -> class; imported when it is wanted
 GATES = {
@@ -120,7 +121,7 @@ def new_bank(
     if calibrate:
         prompts = PromptFormat.for_model(causal_lm(model), tokenizer, template)
         plan = ExpertBank(identify(model, layer), make_gate(gate), **options)
-        with without_experts(causal_lm(model)):
+        with without_experts(causal_lm(model)), own_precision():
             chosen["experts"] = calibrated_experts(
                 model, prompts, expert_settings(plan, training or {}), layer
             )
@@ -251,8 +252,8 @@ def add_edits(
         chosen = replace(settings, kind=chosen.kind, rank=chosen.rank, positions=chosen.positions)
     with without_experts(lm):
         trained = train_edits(bank, lm, prompts, edits, chosen)
-    bank.trained = training_plan(chosen)
     bank.insert(edits, trained.experts.tensors(), training_notes(trained), update=update)
+    bank.trained = training_plan(chosen)
     return trained
 
 

@@ -17,6 +17,7 @@ from lightning_suite.scen.answer_states import common_beginning
 from lightning_suite.scen.beginnings import Beginning, KeptBeginnings, packed
 from lightning_suite.scen.layer_choice import causal_lm, find_layer
 from lightning_suite.scen.prompts import PromptFormat
+from lightning_suite.scen.surroundings import own_precision
 from lightning_suite.scen.upper_layers import cached_key_values
 
 # A beginning that prompts share is read once where that saves this many tokens.
@@ -35,9 +36,10 @@ _Read = Callable[[dict[str, Any]], Tensor]
 class PromptEncoder:
     """Reads states of the base model at the last token of prompts.
 
-    Not a module: a gate that holds one does not hold the model's weights. What all prompts of a
-    call begin with, such as the header of a chat template, is read once, if the model can go on
-    from its keys and values.
+    Not a module: a gate that holds one does not hold the model's weights. States are computed in
+    the precision of the model's weights, without autocast. What all prompts of a call begin with,
+    such as the header of a chat template, is read once, if the model can go on from its keys and
+    values.
 
     Args:
         model: A Hugging Face causal LM, a peft model, or a module that holds one.
@@ -143,6 +145,7 @@ class PromptEncoder:
         return self.model.get_decoder()
 
     @torch.no_grad()
+    @own_precision()
     def _encode(
         self, prompts: Sequence[str], read: _Read, beginnings: Sequence[str] = ()
     ) -> Tensor:

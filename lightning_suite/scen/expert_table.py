@@ -112,6 +112,10 @@ class ExpertTable:
         """
         self._grown.append(experts)
 
+    def shorten(self, size: int) -> None:
+        """Forget those of the experts behind the first ``size`` that were appended."""
+        self._grown.used -= min(self._grown.used, max(0, len(self) - size))
+
     def check(self, experts: Mapping[str, Tensor], count: int) -> None:
         """Refuse tensors that are not ``count`` experts of this table.
 

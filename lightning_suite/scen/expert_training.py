@@ -24,6 +24,7 @@ from lightning_suite.scen.experts import ExpertSettings, TrainedExperts
 from lightning_suite.scen.linear_maps import linear_shape
 from lightning_suite.scen.prompts import PromptFormat
 from lightning_suite.scen.split_choice import open_cache
+from lightning_suite.scen.surroundings import lasting
 
 # An optimizer step holds a parameter, its gradient and two moments.
 _COPIES_WHILE_TRAINED = 4
@@ -96,9 +97,10 @@ def train_experts(
 ) -> TrainedExperts:
     """Train one expert an edit.
 
-    Nothing of the model is changed, no weight of it gets a gradient. A bank that is attached to it
-    must be disabled meanwhile. The result does not depend on the order of the tasks, nor on how
-    they are grouped, but for rounding.
+    Nothing of the model is changed, no weight of it gets a gradient. It is run in the precision of
+    its weights, without autocast, and inference mode makes no difference. A bank that is attached
+    to it must be disabled meanwhile. The result does not depend on the order of the tasks, nor on
+    how they are grouped, but for rounding.
 
     Args:
         model: Hugging Face causal LM or peft model, of any dtype, on any device.
@@ -125,7 +127,7 @@ def train_experts(
     rows = [_rows(task, prompts, model) for task in tasks]
     _check(tasks)
     flat = [row for of_task in rows for row in of_task]
-    with frozen(model):
+    with frozen(model), lasting(gradients=True):
         cache = open_cache(
             model,
             layer,

@@ -157,7 +157,10 @@ def initial_low_rank(
     """
     bound = 1 / math.sqrt(d_in)
     a = torch.stack(
-        [torch.rand(rank, d_in, generator=generator_of(name, seed)) * 2 - 1 for name in ids]
+        [
+            torch.rand(rank, d_in, generator=generator_of(name, seed), dtype=torch.float32) * 2 - 1
+            for name in ids
+        ]
     )
     return {"a": (a * bound).to(dtype), "b": torch.zeros(len(ids), d_out, rank, dtype=dtype)}
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lightning_suite.errors import SuiteError
 from lightning_suite.scen.bank_state import BaseIdentity
 from lightning_suite.scen.layer_choice import causal_lm, find_layer, layer_shape, unadapted
+from lightning_suite.scen.surroundings import own_precision
 
 _CONFIG_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 _EMBEDDED_TOKENS = 64
@@ -31,6 +32,7 @@ _NEAR = 0.01
 
 
 @torch.no_grad()
+@own_precision()
 def identify(
     model: nn.Module, layer: str | int | None = None, *, precisions: bool = True
 ) -> BaseIdentity:
@@ -47,7 +49,8 @@ def identify(
     base, rows = unadapted(module), _embedded(lm)
     stored = {name: t for name, t in sorted(base.state_dict().items()) if isinstance(t, Tensor)}
     stored["embedding"] = rows
-    probes = torch.arange(d_in, dtype=torch.float64).outer(torch.arange(1.0, _PROBES + 1)).sin().T
+    waves = torch.arange(1, _PROBES + 1, dtype=torch.float64)
+    probes = torch.arange(d_in, dtype=torch.float64).outer(waves).sin().T
     weight = next(iter(base.state_dict().values()))
     floating = weight.dtype if weight.is_floating_point() else rows.dtype
     # `forward`, not a call: hooks, ours among them, see nothing of it.
@@ -126,7 +129,9 @@ def _distance(ours: tuple[float, ...], theirs: tuple[float, ...]) -> float:
 def _embedded(lm: Any) -> Tensor:
     """Return the embedding of tokens spread over the vocabulary, [64, H]."""
     weight: Tensor = lm.get_input_embeddings().weight
-    tokens = torch.linspace(0, len(weight) - 1, _EMBEDDED_TOKENS).long()
+    # Not in torch's default type, which a Trainer in half precision changes; and float32, as the
+    # tokens of banks that are there were chosen in it.
+    tokens = torch.linspace(0, len(weight) - 1, _EMBEDDED_TOKENS, dtype=torch.float32).long()
     return weight[tokens.to(weight.device)]
 
 

@@ -76,10 +76,12 @@ class FittingModule(LightningModule):
             self.device,
         )
         if edits:
-            self.bank.trained = self._plan()
             self.bank.insert(edits, made, notes, update=True)
+            self.bank.trained = self._plan()
             self._commit()
             self._log_group(edits, notes, time.perf_counter() - started)
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            self.manual_backward(0.0 * self.step_counter)  # it makes no step without a gradient
         optimizer: Any = self.optimizers()
         optimizer.step()
 

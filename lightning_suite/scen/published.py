@@ -141,7 +141,7 @@ def _train_rows(weight: Tensor, losses: Tensor, order: Tensor, keys: Tensor, lr:
 
 def _initial(ids: Sequence[str], like: Tensor, seed: int) -> Tensor:
     """Return PyTorch's default weights of a bias-free ``Linear(d_in, 1)``, drawn per edit."""
-    weight = torch.empty(len(ids), like.shape[1])
+    weight = torch.empty(len(ids), like.shape[1], dtype=torch.float32)
     for row, name in zip(weight, ids, strict=True):
         generator = generator_of(f"neuron/{name}", seed)
         nn.init.kaiming_uniform_(row[None], a=math.sqrt(5), generator=generator)

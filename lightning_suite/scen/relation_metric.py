@@ -141,7 +141,7 @@ def _cross_fitted(
     same: list[list[Tensor]] = [[] for _ in known]
     for fold in _folds([relation.kind for relation in relations]):
         rest = [relation for relation in relations if relation.kind not in fold]
-        metric = RelationMetric(*_model(rest, views), torch.empty(0))
+        metric = RelationMetric(*_model(rest, views), torch.empty(0, dtype=torch.float32))
         held = [(r.kind, metric.embed(r.features)) for r in relations if r.kind in fold]
         for place, (kind, own) in enumerate(held):
             asked = [

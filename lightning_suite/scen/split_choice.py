@@ -82,7 +82,8 @@ def _error(cache: StateCache, rows: Sequence[AnswerRow]) -> float:
     batch = cache.build(rows).select(torch.arange(len(rows)))
     generator = torch.Generator().manual_seed(0)
     shape = (*batch.x.shape[:2], linear_shape(split.linear)[1])
-    change = torch.randn(shape, generator=generator).to(batch.start) * batch.acts[..., None]
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32)
+    change = noise.to(batch.start) * batch.acts[..., None]
     with torch.no_grad():
         output = split.linear(batch.x[batch.acts])
         change *= output.std() if output.numel() > 1 else 1.0

@@ -24,6 +24,7 @@ from lightning_suite.errors import SuiteError
 from lightning_suite.run_folder import RunFolder
 from lightning_suite.scen.bank_file import read_bank
 from lightning_suite.scen.edits import Edit
+from lightning_suite.scen.experts import ExpertSettings
 from lightning_suite.scen.prompts import PromptFormat
 
 PROMPTS = ["Alice likes", "the dog likes", "Once upon a time", "Why did it rain?"]
@@ -172,11 +173,10 @@ def test_commit_edit_and_evaluate_while_a_stage_runs(
 
     class Edits(Chat):
         def on_test_start(self) -> None:
-            with torch.inference_mode(False):
-                callback.edit(edits[:1])
-                trained = other.bank
-                assert trained is not None
-                callback.commit(edits[1:], trained.experts([1]))
+            callback.edit(edits[:1])
+            trained = other.bank
+            assert trained is not None
+            callback.commit(edits[1:], trained.experts([1]))
             done["rows"] = callback.evaluate(edits, RunFolder(tmp_path), max_new_tokens=6)
 
     other = ExpertGateCallback(bank)
@@ -191,6 +191,31 @@ def test_commit_edit_and_evaluate_while_a_stage_runs(
     assert trainer.callback_metrics["scen/fired_rate"] >= 0.5, "it acts again after evaluate"
     with pytest.raises(SuiteError, match="no stage of a Trainer is running"):
         callback.commit(edits, {})
+
+
+@pytest.mark.parametrize("gate", ["closed", "bce", "scen"])
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_edits_made_in_a_stage_without_gradients_can_be_changed_after_it(
+    edits: list[Edit], stage: str, gate: str
+) -> None:
+    callback = ExpertGateCallback(layer=1, gate=gate, rank=2, prompt_template=TEMPLATE)
+
+    class Edits(Chat):
+        def on_any_start(self) -> None:
+            assert torch.is_inference_mode_enabled()
+            callback.edit(edits[:1], settings=ExpertSettings(rank=2, steps=1))
+            assert callback.bank is not None
+            callback.commit(edits[1:], {k: v + 1 for k, v in callback.bank.experts([0]).items()})
+
+        on_validation_start = on_test_start = on_predict_start = on_any_start
+
+    getattr(quiet_trainer([callback]), stage)(Edits(), loader())
+    bank = callback.bank
+    assert bank is not None
+    bank.remove(["e0"])
+    bank.rollback("e0")
+    bank.insert([edits[1]], bank.experts([0]))
+    assert [edit.id for edit in bank.edits] == ["e0", "e1"]
 
 
 def test_checkpoints_hold_the_bank_and_write_it_beside_them(bank: str, tmp_path: Path) -> None:

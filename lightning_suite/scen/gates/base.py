@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -79,6 +80,26 @@ class Gate(nn.Module, ABC):
     @abstractmethod
     def route(self, query: PromptQuery) -> Routing:
         """Decide which edit serves each prompt."""
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Change the keys in the block; if it raises, the gate is as before.
+
+        Tables are copied, so that they may be written to whatever made them (in inference mode,
+        PyTorch makes tensors that cannot be outside of it), and those from before come back.
+        """
+        before = dict(self._buffers)
+        has_more = type(self).get_extra_state is not nn.Module.get_extra_state
+        more = self.get_extra_state() if has_more else None
+        for name, table in before.items():
+            self._buffers[name] = None if table is None else table.clone()
+        try:
+            yield
+        except BaseException:
+            self._buffers.update(before)
+            if has_more:
+                self.set_extra_state(more)
+            raise
 
     def check(self) -> None:
         """Refuse tables that do not fit each other: files of banks are passed on.

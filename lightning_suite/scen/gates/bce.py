@@ -84,7 +84,7 @@ class BCEGate(ClosedGate):
                 logits = weight @ features.T + bias[:, None]
                 positive = (softplus(-logits) * own).sum(1) / own.sum(1)
                 loss = positive + softplus(logits.gather(1, hard)).mean(1)
-            gradients = torch.autograd.grad(loss.sum(), (weight, bias))
+                gradients = torch.autograd.grad(loss.sum(), (weight, bias))
             adam.step(dict(zip(neurons, gradients, strict=True)))
         self.keys[slots] = adam.parameters["weight"]
         self._compare_anew(slots)

@@ -52,9 +52,9 @@ class ClosedGate(KeyedGate):
         super().__init__(encoder)
         self.reference = reference
         for name in ("mean", "lowest", "hardest"):
-            self.register_buffer(name, torch.empty(0))
+            self.register_buffer(name, torch.empty(0, dtype=torch.float32))
         for name in ("positives", "background", "matrix"):
-            self.register_buffer(name, torch.empty(0, 0))
+            self.register_buffer(name, torch.empty(0, 0, dtype=torch.float32))
         for name in ("owners", "hardest_owner"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64))
 

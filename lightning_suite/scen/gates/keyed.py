@@ -40,8 +40,8 @@ class KeyedGate(Gate):
     def __init__(self, encoder: PromptEncoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.register_buffer("keys", torch.empty(0, 0))
-        self.register_buffer("thresholds", torch.empty(0))
+        self.register_buffer("keys", torch.empty(0, 0, dtype=torch.float32))
+        self.register_buffer("thresholds", torch.empty(0, dtype=torch.float32))
         self._index: routing.KeyIndex | None = None
         self._without_index = False  # FAISS is not there, and it was said
 
@@ -120,9 +120,9 @@ class KeyedGate(Gate):
         return self._index
 
     def _read(self, questions: Sequence[str]) -> Tensor:
-        """Return the layer's inputs for questions, where this gate's tables are."""
+        """Return the layer's inputs for questions, where and in what this gate's tables are."""
         prompts = self.encoder.prompts(questions)
-        return self.encoder.layer_inputs(prompts).to(self.thresholds.device)
+        return self.encoder.layer_inputs(prompts).to(self.thresholds)
 
     def _reserve(self, slots: Sequence[int], width: int) -> None:
         """Make room for ``slots``; new ones are empty."""
@@ -153,5 +153,5 @@ def nearest(scores: Tensor, thresholds: Tensor) -> Routing:
 def misses(prompts: int, device: torch.device) -> Routing:
     """Return the decision that none of so many prompts asks for any edit."""
     none = torch.full((prompts,), MISS, device=device)
-    lost = torch.full((prompts,), -torch.inf, device=device)
+    lost = torch.full((prompts,), -torch.inf, device=device, dtype=torch.float32)
     return Routing(none, none.clone(), lost, lost.clone())

@@ -49,7 +49,7 @@ class PublishedGate(KeyedGate):
     ) -> None:
         super().__init__(encoder)
         self.theta, self.lr, self.steps, self.seed = theta, lr, steps, seed
-        self.register_buffer("states", torch.empty(0, 0))
+        self.register_buffer("states", torch.empty(0, 0, dtype=torch.float32))
         self.register_buffer("slots", torch.empty(0, dtype=torch.int64))
 
     def check(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -89,9 +90,9 @@ class SubjectRelationGate(Gate):
         self.placeholder, self.probe, self.false_rate = placeholder, probe, false_rate
         self.examples = examples
         for name, shape in (("features", (0, 0)), ("mean", 0), ("matrix", (0, 0))):
-            self.register_buffer(name, torch.empty(shape))
-        self.register_buffer("between", torch.empty(0))
-        self.register_buffer("thresholds", torch.empty(0))
+            self.register_buffer(name, torch.empty(shape, dtype=torch.float32))
+        self.register_buffer("between", torch.empty(0, dtype=torch.float32))
+        self.register_buffer("thresholds", torch.empty(0, dtype=torch.float32))
         self._index = SubjectIndex()
         self._keys: dict[int, _Key] = {}
         self._wordings: dict[str, int] = {}
@@ -148,6 +149,21 @@ class SubjectRelationGate(Gate):
         for slot, key in enumerate(kept):
             self._hold(slot, key)
         self._forget_unused()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Change the keys in the block; if it raises, lookups and tables are as before."""
+        # Tables are never written to here, and lookups may be large: both are kept as they are.
+        before, keys, wordings = dict(self._buffers), dict(self._keys), dict(self._wordings)
+        try:
+            yield
+        except BaseException:
+            self._buffers.update(before)
+            self._wordings, self._texts = wordings, []
+            self._index, self._keys = SubjectIndex(), {}
+            for slot, key in keys.items():
+                self._hold(slot, key)
+            raise
 
     def route(self, query: PromptQuery) -> Routing:
         """Decide on each prompt: one forward pass of those that name a subject.
