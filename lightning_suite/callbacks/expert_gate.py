@@ -36,7 +36,9 @@ class ExpertGateCallback(Callback):
     they are. With the stage, or an exception, the hooks go.
 
     Edits that were trained elsewhere are added with :meth:`commit`; :meth:`edit` trains them here;
-    :meth:`evaluate` scores them. To make edits from a file, use ``SCENModule``.
+    :meth:`evaluate` scores them, each in any stage and precision. To make edits from a file, use
+    ``SCENModule``. A deep copy that is made of the module while a stage runs keeps a copy of the
+    bank; :func:`~lightning_suite.scen.attachment.attachments_in` finds its handle.
 
     Args:
         bank: A bank file; its layer, gate and kind of experts count. None, or a file that does

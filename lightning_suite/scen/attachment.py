@@ -17,6 +17,7 @@ fire.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -58,6 +59,9 @@ def attach(
     The modules of the model and the keys of its ``state_dict`` stay what they are. A prompt that
     asks for no edit gets the base model's logits, bit by bit.
 
+    A deep copy of the model is edited as it is, by a copy of the bank, until the copy's own handle
+    (:func:`attachments_in`) is detached. A model that a bank is attached to cannot be pickled.
+
     Args:
         bank: For this model.
         model: A Hugging Face causal LM, a peft model, or a module that holds one.
@@ -92,14 +96,18 @@ def attachment_of(bank: ExpertBank) -> Attachment:
     return found[0]
 
 
+def attachments_in(model: nn.Module) -> list[Attachment]:
+    """Return the handles of the banks that are attached to ``model``, such as to a deep copy."""
+    modules = set(model.modules())
+    return [attachment for attachment in list(_ATTACHED) if attachment.layer in modules]
+
+
 @contextmanager
 def without_experts(model: nn.Module) -> Iterator[None]:
     """Let no attached bank act in ``model`` for a while."""
     with ExitStack() as stack:
-        modules = set(model.modules())
-        for attachment in list(_ATTACHED):
-            if attachment.layer in modules:
-                stack.enter_context(attachment.paused())
+        for attachment in attachments_in(model):
+            stack.enter_context(attachment.paused())
         yield
 
 
@@ -135,6 +143,25 @@ class Attachment:
             self._stack.register_forward_hook(self._end),
         ]
         _ATTACHED.add(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
+        """Make the handle of a copy of the model, as the hooks are copied with it."""
+        made = object.__new__(type(self))
+        memo[id(self)] = made  # the hooks know it
+        for name, value in vars(self).items():
+            setattr(made, name, copy.deepcopy(value, memo))
+        if made._hooks:
+            _ATTACHED.add(made)
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be pickled: a file, or another process, would hold hooks that none can undo."""
+        raise SuiteError(
+            f"a bank is attached to {self.bank.base.layer} of this model, and a model with experts "
+            "in it cannot be pickled (torch.save of a whole model, or a process that is spawned). "
+            "Detach the bank first, or save the state_dict; attach it where the model is loaded. "
+            "A Trainer with ExpertGateCallback does so in each process."
+        )
 
     def __enter__(self) -> Attachment:
         return self
@@ -250,7 +277,8 @@ class Attachment:
                 "prompt, and prompts are routed at their end. Say where it is: with "
                 "attached.prompt_lengths([number of prompt tokens]): model.generate(…)."
             )
-        real = real_tokens(mask, rows, length, shown.device)
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        real = real_tokens(mask, rows, length, shown.device, past)
         last = last_prompt_tokens(real, run.lengths)
         decision = HeldDecision(rows)
         first = last if self.bank.positions == "last" else None

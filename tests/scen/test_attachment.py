@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -16,7 +17,13 @@ from torch import Tensor, nn
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.language.loading import add_lora, causal_lm_from_config, checkpoint_activations
-from lightning_suite.scen.attachment import Attachment, attach, attachment_of, without_experts
+from lightning_suite.scen.attachment import (
+    Attachment,
+    attach,
+    attachment_of,
+    attachments_in,
+    without_experts,
+)
 from lightning_suite.scen.bank import ExpertBank
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
@@ -25,6 +32,7 @@ from lightning_suite.scen.fingerprint import identify
 from lightning_suite.scen.layer_choice import causal_lm
 from lightning_suite.scen.passes import cache_in
 from lightning_suite.scen.prompts import PromptFormat
+from lightning_suite.scen.sequences import real_tokens
 
 QUESTIONS = [
     "Where does Tom live?",
@@ -579,6 +587,39 @@ class TestWrappedModels:
             copied = copy.deepcopy(model)
             assert torch.equal(generated(copied, MIXED), generated(model, MIXED))
 
+    def test_a_copy_has_a_handle_of_its_own(self, model: Any) -> None:
+        bank = bank_for(model)
+        plain = generated(model, MIXED)
+        with attach(bank, model, tokenizer()) as attached:
+            copied = copy.deepcopy(model)
+            edited = generated(model, MIXED)
+            assert attachments_in(model) == [attached]
+        assert attachments_in(model) == []
+        (own,) = attachments_in(copied)
+        assert own.bank is not bank
+        assert torch.equal(generated(copied, MIXED), edited)
+        with without_experts(copied):
+            assert torch.equal(generated(copied, MIXED), plain)
+        with pytest.raises(SuiteError, match="acts on .* already"):
+            attach(bank, copied, tokenizer())
+        own.detach()
+        assert torch.equal(generated(copied, MIXED), plain)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in copied.modules())
+        with attach(bank, copied, tokenizer()):
+            assert torch.equal(generated(copied, MIXED), edited)
+
+    def test_a_copy_made_after_detaching_is_the_base_model(self, model: Any) -> None:
+        attach(bank_for(model), model, tokenizer()).detach()
+        assert attachments_in(copy.deepcopy(model)) == []
+
+    def test_pickling_an_attached_model_is_refused_by_name(self, model: Any) -> None:
+        with (
+            attach(bank_for(model), model, tokenizer()),
+            pytest.raises(SuiteError, match=r"cannot be pickled .*Detach the bank first"),
+        ):
+            pickle.dumps(model)
+        assert pickle.dumps(model)
+
     def test_a_compiled_model_is_refused(self, model: Any) -> None:
         with pytest.raises(SuiteError, match="Attach the bank to the model before torch.compile"):
             attach(bank_for(model), torch.compile(model, backend="eager"), tokenizer())
@@ -622,6 +663,46 @@ class TestMasks:
             model(ids)
         assert attached.last_routing is not None
         assert attached.last_routing.expert.tolist() == [0]
+
+    @pytest.mark.parametrize(
+        ("kind", "window"),
+        [
+            ("mistral", {"sliding_window": 8}),
+            ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}),
+            ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+        ],
+    )
+    @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+    def test_a_cache_of_fixed_size_shows_the_whole_prompt_of_a_model_with_windows(
+        self, kind: str, window: dict[str, Any], attention: str
+    ) -> None:
+        torch.manual_seed(0)
+        config = {**TINY[kind], "vocab_size": 2048, "max_position_embeddings": 256, **window}
+        model = causal_lm_from_config(config, dtype="float64", attn_implementation=attention).eval()
+        model.generation_config.eos_token_id = 3
+        bank = bank_for(model, "prompt")
+        assert isinstance(bank.gate, TextGate)
+        shown = [prompts(model).prompt_text(question) for question in MIXED]
+        with attach(bank, model, tokenizer()) as attached:
+            for kept in ({}, {"cache_implementation": "static"}):
+                bank.gate.asked.clear()
+                generated(model, MIXED, **kept)
+                assert bank.gate.asked == shown
+                assert attached.last_routing is not None
+                assert attached.last_routing.expert.tolist() == FIRED
+
+    def test_a_mask_of_who_attends_to_whom_is_read_from_where_the_cache_ends(self) -> None:
+        seen = torch.ones(1, 1, 2, 6, dtype=torch.bool).tril(3)  # 3 in the cache, 2 new, 1 to come
+        seen[..., 0] = False
+        assert real_tokens(seen, 1, 2, seen.device, past=3).tolist() == [[True, True]]
+        seen[..., 3] = False
+        assert real_tokens(seen, 1, 2, seen.device, past=3).tolist() == [[False, True]]
+        with pytest.raises(SuiteError, match="shows 6 tokens, and the sequences have 9: a cache"):
+            real_tokens(seen, 1, 2, seen.device, past=7)
+
+    def test_a_mask_that_is_no_tensor_is_named(self) -> None:
+        with pytest.raises(SuiteError, match=r"found a object.*attn_implementation"):
+            real_tokens(object(), 1, 2, torch.device("cpu"))
 
     @torch.no_grad()
     @pytest.mark.parametrize(
