@@ -87,10 +87,10 @@ class FeatureRecorder:
         self.detach()
 
     def attach(self) -> None:
-        """Put the hooks on the model."""
+        """Put the hooks on the model, in front of those that may change a layer's output."""
         if not self._handles:
             self._handles = [
-                module.register_forward_hook(self._tap, with_kwargs=True)
+                module.register_forward_hook(self._tap, with_kwargs=True, prepend=True)
                 for module in self._of_module
             ]
 

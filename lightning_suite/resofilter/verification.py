@@ -210,8 +210,8 @@ def _refusal(wrong: Sequence[str]) -> str:
         "the rows of these layers do not give the gradient that autograd finds (norms seen through "
         "a random projection):\n  " + "\n  ".join(wrong[:_SHOWN]) + more + "\nUsual reasons: the "
         "weight is used in another place, too, without a call of its layer (tied by hand, or in a "
-        "penalty in the loss); rows that are not the samples', as in a mixture of experts; samples "
-        "that see each other or their padding (statistics of a batch, a loss over it, packed rows); a "
+        "penalty in the loss); rows that are not the samples', as of experts; samples "
+        "that see each other or their padding (statistics of a batch, a loss over it); a "
         "random forward pass. Leave these layers out with modules or layers."
     )
 

@@ -200,6 +200,15 @@ def test_multipliers_undo_the_mean_over_a_batch() -> None:
         torch.testing.assert_close(values, alone[name], rtol=1e-10, atol=0)
 
 
+def test_a_hook_that_changes_a_layer_s_output_is_no_part_of_the_layer() -> None:
+    """As one that scales residual branches."""
+    model, x = TwoLayers().double(), torch.randn(4, 6, 5, dtype=torch.float64)
+    model.first.register_forward_hook(lambda _m, _x, y: 3 * y)
+    found, expected = record(model, x), truth(model, x)
+    for name, values in found.items():
+        torch.testing.assert_close(values, expected[name], rtol=1e-10, atol=1e-15, msg=name)
+
+
 def test_features_do_not_disturb_training() -> None:
     x = torch.randn(4, 6, 5)
     plain, watched = TwoLayers(), TwoLayers()
