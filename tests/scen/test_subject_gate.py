@@ -110,6 +110,27 @@ def test_a_question_that_leaves_no_room_to_be_read_asks_for_no_edit() -> None:
     assert ask(gate, "What do people eat in France?", long).expert.tolist() == [2, MISS]
 
 
+def test_a_change_that_fails_leaves_lookups_and_tables_as_they_were(
+    gate: SubjectRelationGate,
+) -> None:
+    asked = [edit.prompt for edit in EDITS]
+    before, state = ask(gate, *asked), gate.get_extra_state()
+
+    def change() -> None:
+        with gate.changing():
+            gate.remove([0, 2])
+            gate.add([Edit("leader", "Who rules Peru?", "Ada", "Peru")], [4])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        change()
+    assert gate.get_extra_state() == state
+    for ours, theirs in zip(ask(gate, *asked), before, strict=True):
+        assert torch.equal(ours, theirs)
+    gate.add([Edit("leader", "Who rules Peru?", "Ada", "Peru")], [4])
+    assert ask(gate, "Who rules Peru?").expert.tolist() == [4]
+
+
 def test_a_question_without_a_subject_costs_no_forward_pass(
     gate: SubjectRelationGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
