@@ -218,6 +218,20 @@ def test_edits_made_in_a_stage_without_gradients_can_be_changed_after_it(
     assert [edit.id for edit in bank.edits] == ["e0", "e1"]
 
 
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "bf16-true", "16-true"])
+def test_edits_are_made_and_act_in_every_precision(edits: list[Edit], precision: Any) -> None:
+    callback = ExpertGateCallback(layer=1, gate="closed", rank=2, prompt_template=TEMPLATE)
+
+    class Edits(Chat):
+        def on_test_start(self) -> None:
+            callback.edit(edits, settings=ExpertSettings(rank=2, steps=5))
+
+    trainer = quiet_trainer([callback], precision=precision)
+    trainer.test(Edits(), loader(), verbose=False)
+    assert trainer.callback_metrics["scen/fired_rate"] == 0.5
+    assert trainer.callback_metrics["scen/edits"] == 2
+
+
 def test_checkpoints_hold_the_bank_and_write_it_beside_them(bank: str, tmp_path: Path) -> None:
     saves = ModelCheckpoint(tmp_path / "saved", save_last=True)
     first = ExpertGateCallback(bank)
