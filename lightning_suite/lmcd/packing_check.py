@@ -13,11 +13,11 @@ from lightning_suite.lmcd.layout import Prefixes
 
 Read = Callable[[Prefixes, Tensor, Tensor], tuple[Tensor, Tensor]]
 
-# How far shared states may be from those of rows. Rounding is a thousand times smaller in float32
-# and was .005 in bfloat16; a mask or position that is not obeyed gave .16 to .47 (Llama, Qwen2,
-# GPT-2 and SmolLM2-135M).
+# How far a shared state may be from that of a row. Rounding is a thousand times smaller in float32
+# and was up to .031 in bfloat16 (SmolLM2-135M, 64 students behind 125 tokens); a mask or position
+# that is not obeyed gave .43 to .66 in the short trial, and .1 to .2 in that long one.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-_LOW_PRECISION_TOLERANCE = 0.05
+_LOW_PRECISION_TOLERANCE = 0.08
 # Windows that are part of the mask, and by what to divide for the tokens that are seen before.
 _WINDOWS = {
     "sliding_window": 1,

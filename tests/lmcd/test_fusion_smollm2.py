@@ -49,17 +49,29 @@ def batch() -> tuple[Prefixes, Tensor, Tensor]:
     return Prefixes(padded, torch.tensor([len(row) for row in ids])), rows, students
 
 
+@torch.no_grad()
 def made(backbone: Any, mode: Mode) -> DiagnosisModel:
-    """Return a model with logits where errors show, not saturated ones."""
+    """Return a model whose head reads all states, with logits where errors show.
+
+    A fresh head's maps of the text are zero: it would say the same of any text.
+    """
     start = start_vector(backbone, " student", NAME)
     fusion = StudentFusion(backbone, STUDENTS, start, noise=0.5, mode=mode)
-    torch.manual_seed(0)
-    return DiagnosisModel(fusion, make_head("irt", fusion.width, 0)).eval()
+    model = DiagnosisModel(fusion, make_head("irt", fusion.width, 0)).eval()
+    generator = torch.Generator().manual_seed(1)
+    for weight in model.head.parameters():
+        weight.copy_(torch.randn(weight.shape, generator=generator) * 0.5 * fusion.width**-0.5)
+    model.units.copy_(torch.tensor([start.square().mean().sqrt().item(), 3.0, 3.0]))
+    return model
 
 
-def run(backbone: Any, mode: Mode, batch: Any) -> tuple[Fused, Tensor, Tensor]:
+def run(
+    backbone: Any, mode: Mode, batch: Any, *, trial: bool = True
+) -> tuple[Fused, Tensor, Tensor]:
     """Return states, probabilities and the students' gradient."""
     model = made(backbone, mode)
+    if not trial:
+        model.fusion._checked = (10**9, 10**9)  # or the model itself would notice
     prefixes, rows, students = batch
     states = model.fusion(prefixes, rows, students)
     probability = model(prefixes, rows, students, torch.zeros(2, 0)).sigmoid()
@@ -100,12 +112,21 @@ def next_positions(lengths: Tensor, prefix: int, students: int) -> Tensor:
     ("name", "wrong"),
     [("packed_mask", see_everything), ("packed_positions", next_positions)],
 )
-@torch.no_grad()
 def test_a_wrong_mask_or_position_shows(
     name: str, wrong: Any, backbone: Any, batch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    truth = made(backbone, "row").fusion(*batch)
-    fusion = made(backbone, "packed").fusion
-    fusion._checked = (10**9, 10**9)  # or the model itself would notice
+    truth, probability, gradient = run(backbone, "row", batch)
     monkeypatch.setattr(fusion_module, name, wrong)
-    assert error(fusion(*batch).relative, truth.relative) > 100 * EXACT
+    states, tried, found = run(backbone, "packed", batch, trial=False)
+    assert error(states.relative, truth.relative) > 100 * EXACT
+    assert (tried - probability).abs().max() > 100 * EXACT
+    assert error(found, gradient) > 100 * EXACT
+
+
+@torch.no_grad()
+def test_the_head_reads_the_text(backbone: Any, batch: Any) -> None:
+    """Or equal probabilities would say nothing of the states."""
+    model = made(backbone, "packed")
+    prefixes, rows, students = batch
+    chances = [model(prefixes, r, students, torch.zeros(2, 0)).sigmoid() for r in (rows, 1 - rows)]
+    assert (chances[0] - chances[1]).abs().min() > 1000 * EXACT
