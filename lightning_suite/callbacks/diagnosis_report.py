@@ -192,8 +192,8 @@ class DiagnosisReportCallback(Callback):
     def _start(self, trainer: Trainer) -> None:
         data = _data(trainer).data
         shape = (len(data.students), len(data.exercises))
-        self._pairs = {name: torch.full(shape, -torch.inf) for name in _PAIRS}
-        self._items = {name: torch.full(shape[1:], -torch.inf) for name in _ITEMS}
+        self._pairs = {name: _unknown(shape) for name in _PAIRS}
+        self._items = {name: _unknown(shape[1:]) for name in _ITEMS}
 
     def _keep(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
         if not isinstance(outputs, Mapping) or "probability" not in outputs:
@@ -252,7 +252,9 @@ class DiagnosisReportCallback(Callback):
         module = _data(trainer)
         data = module.data
         model = find_diagnosis_model(pl_module, type(self).__name__)
-        observed = torch.full((len(data.students), len(data.exercises)), torch.nan)
+        observed = torch.full(
+            (len(data.students), len(data.exercises)), torch.nan, dtype=torch.float32
+        )
         observed[data.student, data.exercise] = data.correct
         part = [""] * len(data.exercises)
         for name in reversed(_PARTS):  # an exercise with training answers is no new one
@@ -276,6 +278,10 @@ class DiagnosisReportCallback(Callback):
             self._pairs["difficulty"],
             self._items,
         )
+
+
+def _unknown(shape: tuple[int, ...]) -> Tensor:
+    return torch.full(shape, -torch.inf, dtype=torch.float32)
 
 
 def _data(trainer: Trainer) -> Any:

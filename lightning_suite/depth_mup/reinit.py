@@ -70,7 +70,7 @@ def reinitialize(
             inputs = parameter.shape[-1]
             multiplier = parametrization.readout_multiplier
             std = inputs**-0.5 * multiplier ** (-0.5 if readout_multiplier else 0.5)
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
         parameter.copy_(noise.to(parameter.dtype) * std)
         if isinstance(owner, nn.Embedding) and owner.padding_idx is not None:
             parameter[owner.padding_idx] = 0.0

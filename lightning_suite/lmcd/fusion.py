@@ -108,7 +108,7 @@ class StudentFusion(nn.Module):
         start = start.detach().float().cpu()
         self.start: Tensor
         self.register_buffer("start", start)
-        drawn = torch.randn(num_students, width, generator=generator)
+        drawn = torch.randn(num_students, width, generator=generator, dtype=torch.float32)
         with torch.no_grad():
             self.students.weight.copy_(start + noise * start.square().mean().sqrt() * drawn)
         self._cache = PrefixCache(int(cache_gib * 2**30))
@@ -273,7 +273,7 @@ class StudentFusion(nn.Module):
         Tried out once, and again only for a longer prefix or row than any before.
         """
         longest = prefixes.input_ids.shape[1]
-        width = int(torch.bincount(rows).max())
+        width = int(torch.bincount(rows, minlength=1).max())
         if self.mode == "cached":
             width = min(width, _WIDTH)
         reason = refuse_window(self.backbone.config, longest, width)

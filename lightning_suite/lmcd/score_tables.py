@@ -87,6 +87,7 @@ def roc_rows(logits: Mapping[str, Tensor], correct: Tensor) -> Iterator[Row]:
         ends = torch.cat([scores[order].diff() != 0, torch.tensor([True])])  # ties: one step
         true = torch.cat([right.new_zeros(1), right.cumsum(0)[ends] / right.sum()])
         false = torch.cat([right.new_zeros(1), (1 - right).cumsum(0)[ends] / (1 - right).sum()])
-        shown = torch.linspace(0, len(true) - 1, min(_ROC_POINTS, len(true))).round().long()
+        shown = torch.linspace(0, len(true) - 1, min(_ROC_POINTS, len(true)), dtype=torch.float64)
+        shown = shown.round().long()
         for x, y in zip(false[shown].tolist(), true[shown].tolist(), strict=True):
             yield {"system": system, "false_rate": round(x, 5), "true_rate": round(y, 5)}

@@ -183,8 +183,9 @@ class RunningMeans:
         """Return (sum, number) [F, 2] and the largest values [F], to be reduced over ranks."""
         rows, self._sums = list(self._sums.items()), {}
         self._names = [name for name, _ in rows]
-        sums = torch.tensor([[total, count] for _, (total, count, _) in rows])
-        return sums, torch.tensor([largest for _, (_, _, largest) in rows])
+        wide = torch.float32  # the default has 16 bits in true half precision
+        sums = torch.tensor([[total, count] for _, (total, count, _) in rows], dtype=wide)
+        return sums, torch.tensor([largest for _, (_, _, largest) in rows], dtype=wide)
 
     def summary(self, sums: Tensor, largest: Tensor) -> dict[str, float]:
         """Return what :meth:`pop` gave as metrics."""

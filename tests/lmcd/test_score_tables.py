@@ -66,3 +66,16 @@ def test_the_roc_curve_is_scikit_learn_s_with_ties_as_one_step() -> None:
     x, y, _ = roc_curve(correct, scores, drop_intermediate=False)
     np.testing.assert_allclose([row["false_rate"] for row in rows], x, atol=1e-5)
     np.testing.assert_allclose([row["true_rate"] for row in rows], y, atol=1e-5)
+
+
+def test_the_roc_curve_does_not_hang_on_the_default_type() -> None:
+    """Lightning's true half precision makes it 16 bits, where whole numbers end at 256."""
+    scores = torch.arange(3000.0)
+    correct = (torch.arange(3000) % 3 > 0).float()
+    expected = list(roc_rows({"lmcd": scores}, correct))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = list(roc_rows({"lmcd": scores}, correct))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == expected

@@ -179,7 +179,8 @@ class Grace:
         own: Tensor = self._layer(key[None])[0]
         if self.value_init == "warm":
             return own
-        cold = torch.rand(own.shape, generator=generator_of(f"grace/{edit.id}", self._seed))
+        generator = generator_of(f"grace/{edit.id}", self._seed)
+        cold = torch.rand(own.shape, generator=generator, dtype=torch.float32)
         return cold.to(own)
 
     def _train(self, cache: StateCache, chosen: Sequence[tuple[int, AnswerRow]]) -> None:
@@ -204,7 +205,7 @@ class Grace:
             if inputs[0].shape[1] == 1:  # decoding: the prompt has been read
                 return output
             distance, place = self.codebook.nearest(inputs[0][:, -1])
-            radii = torch.tensor(self.codebook.radii, device=distance.device)
+            radii = distance.new_tensor(self.codebook.radii)
             values = torch.stack(self.codebook.values)[place]
             output = output.clone()
             output[:, -1] = torch.where((distance <= radii[place])[:, None], values, output[:, -1])
