@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Literal
 
 import torch
@@ -221,12 +222,14 @@ def same_text(text: str) -> str:
     That is NFKC with runs of blanks as one. Upper and lower case count, and so do superscripts,
     subscripts and fractions, which NFKC would make digits of: 3² is not 32.
     """
-    kept = ("<super>", "<sub>", "<fraction>")
-    folded = "".join(
-        c if unicodedata.decomposition(c).startswith(kept) else unicodedata.normalize("NFKC", c)
-        for c in text
-    )
-    return " ".join(unicodedata.normalize("NFC", folded).split())
+    folded = text if text.isascii() else unicodedata.normalize("NFC", "".join(map(_fold, text)))
+    return " ".join(folded.split())
+
+
+@cache
+def _fold(character: str) -> str:
+    kept = unicodedata.decomposition(character).startswith(("<super>", "<sub>", "<fraction>"))
+    return character if kept else unicodedata.normalize("NFKC", character)
 
 
 def _groups(data: ResponseData, kind: Kind) -> tuple[list[Sequence[int]], list[str]]:
