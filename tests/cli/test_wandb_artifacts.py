@@ -32,6 +32,7 @@ def run(tmp_path: Path) -> Path:
         log_artifacts([CSVLogger(tmp_path), logger], folder.path, 7)
     finally:
         wandb.finish()
+        wandb.teardown()  # its service has written all to the disk when it has gone
     (found,) = tmp_path.glob("wandb/offline-run-*")
     return found
 
