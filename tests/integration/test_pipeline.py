@@ -118,6 +118,7 @@ def test_score_select_fine_tune_export_edit_and_evaluate(folder: Path) -> None:
         assert f"pipeline/{name}/report.html" in page
     assert "Not shown" not in page
 
+    wandb.teardown()  # its service has written all to the disk when it has gone
     runs = sorted(folder.glob("wandb/offline-run-*"), key=written)
     tracked = [read_offline_run(run) for run in runs]
     assert len(tracked) == 5
