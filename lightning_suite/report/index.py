@@ -302,11 +302,15 @@ def _best(summary: Summary, name: str) -> float | None:
 
 
 def _column(values: Mapping[str, float | None], pick: Better | None) -> dict[str, Cell]:
+    """Mark the best as it is shown: runs of which one reads the same number share the mark."""
     known = [value for value in values.values() if value is not None and not math.isnan(value)]
-    best = pick(known) if pick is not None and len(set(known)) > 1 else None
+    best = None
+    if pick is not None and len({short_number(_plain(value)) for value in known}) > 1:
+        best = short_number(_plain(pick(known)))
     return {
-        name: Cell("" if value is None else _plain(value), best=best is not None and value == best)
+        name: Cell(text, best=bool(text) and short_number(text) == best)
         for name, value in values.items()
+        for text in ["" if value is None else _plain(value)]
     }
 
 

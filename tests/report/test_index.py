@@ -113,6 +113,13 @@ def test_shared_metrics_stand_side_by_side_with_the_best_marked(runs: Path) -> N
     assert page.source.count("number best") == 1  # where all are equal, none is best
 
 
+def test_what_reads_the_same_as_the_best_has_its_mark(tmp_path: Path) -> None:
+    for run, loss in enumerate([0.68914604, 0.68914592, 1.25]):
+        fit(tmp_path / f"version_{run}", 0.1 * (run + 1), [2.0, loss])
+    source = Page(write_index([tmp_path], tmp_path / "index.html")).source
+    assert source.count(">0.6891</td>") == source.count("number best") == 2
+
+
 def test_shared_curves_are_drawn_in_the_same_axes_with_one_key_for_all(runs: Path) -> None:
     page = Page(write_index([runs], runs / "index.html"))
     assert [text for tag, text in page.headings if tag == "h3"][:2] == ["val_loss", "lr-SGD"]
