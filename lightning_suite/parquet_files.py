@@ -26,7 +26,9 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Any:
     """
     parquet, pyarrow = import_extra("pyarrow.parquet", "llm"), import_extra("pyarrow", "llm")
     try:
-        with path.open("rb") as handle:
+        # Arrow's own file: its threads let go of Python's late, and a process that ends with them
+        # still waiting for the interpreter is aborted.
+        with pyarrow.OSFile(str(path)) as handle:
             file = parquet.ParquetFile(handle)
             rows, names = file.metadata.num_rows, file.schema_arrow.names
             if not 0 <= rows <= path.stat().st_size * _ROWS_PER_BYTE:

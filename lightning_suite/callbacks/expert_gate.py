@@ -1,5 +1,6 @@
 """A bank of edits inside any module that holds a Hugging Face causal LM."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from lightning_suite.scen.evaluation_tables import write_evaluation
 from lightning_suite.scen.gates.base import MISS
 from lightning_suite.scen.layer_choice import causal_lm, find_layer, is_compiled
 
+_log = logging.getLogger(__name__)
 _VERSION = 1
 
 # By name, so that both Lightning packages and absent ones are recognised.
@@ -243,6 +245,8 @@ class ExpertGateCallback(Callback):
     # ----------------------------------------------------------------------------------------------
 
     def _open(self) -> ExpertBank:
+        if self.path is not None and not bank_exists(self.path):
+            _log.warning("ExpertGateCallback: there is no bank %r: no edit acts.", self.path)
         if self.path is not None and bank_exists(self.path):
             return open_bank(
                 self.path, self._lm, self._words, allow_other_weights=self.allow_other_weights

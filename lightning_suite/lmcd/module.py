@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import torch
@@ -36,6 +37,8 @@ from lightning_suite.lmcd.layout import Prefixes
 from lightning_suite.lmcd.metrics import DiagnosisMetrics
 from lightning_suite.lmcd.model import DiagnosisModel
 from lightning_suite.seeding import seeded_by
+
+_log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 _VERSION = 1
@@ -215,6 +218,10 @@ class LMCDModule(LightningModule):
         """Add the batch to the metrics; return what ``predict_step`` does."""
         return self._add(self.test_metrics, batch)
 
+    def on_test_start(self) -> None:
+        """Say so if nothing has been learnt."""
+        self._warn_untrained()
+
     def on_predict_start(self) -> None:
         """Refuse students who have no vector yet; take the data's order of all who have."""
         wanted = self.trainer.datamodule.student_ids  # type: ignore[attr-defined]
@@ -224,6 +231,7 @@ class LMCDModule(LightningModule):
                 "which fits it from the answers in new_students."
             )
         self.order_students(wanted)
+        self._warn_untrained()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the probability of each answer of the batch, and whose it is to what."""
@@ -232,6 +240,13 @@ class LMCDModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole validation part."""
         self._log("val", self.val_metrics)
+
+    def _warn_untrained(self) -> None:
+        if not self.trained_on and self.trainer.is_global_zero:
+            _log.warning(
+                "LMCDModule: this model has not been trained, so what it says of students and "
+                "exercises is where it would begin. Give the checkpoint of a fit: --ckpt_path."
+            )
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the whole test part."""

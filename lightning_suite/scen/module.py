@@ -270,7 +270,18 @@ class SCENModule(FittingModule):
         return rows
 
     def on_predict_start(self) -> None:
-        """Put all edits in force."""
+        """Put all edits in force.
+
+        Raises:
+            SuiteError: The bank that was named is not there.
+        """
+        where = self.hparams["bank"]
+        if where is not None and not len(self.bank) and not bank_exists(where):
+            raise SuiteError(
+                f"SCENModule: there is no bank {where!r}, so nothing would be edited. Name one "
+                "that `fit` wrote (`lightning-suite bank list PATH` shows it), or give bank: null "
+                "for the model as it is."
+            )
         self._answers = []
         self._predicting = EditedModel(self.bank, self.answerer, BaseAnswers(self.answerer))
         self._predicting.edit(self.bank.edits)

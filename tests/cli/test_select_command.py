@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -153,9 +154,9 @@ def test_compat_refuses_samples_that_were_cut_elsewhere(select: Select) -> None:
     assert "products of float32 are tf32" in err
 
 
-def test_compat_drops_repeated_prompts_first(select: Select) -> None:
+def test_compat_drops_repeated_prompts_first(select: Select, scored: Path) -> None:
     rewrite_manifest(max_length=768)
-    status, _, _ = select("--keep=0.5", "--compat=resofilter", "--out=kept.jsonl")
+    status, out, _ = select("--keep=0.5", "--compat=resofilter", "--out=kept.jsonl")
     assert status == 0
     kept = lines("kept.jsonl")
     prompts = [row["question"] for row in kept]
@@ -165,6 +166,9 @@ def test_compat_drops_repeated_prompts_first(select: Select) -> None:
     data[4]["question"] = data[5]["question"] = data[1]["question"]
     distinct = len({row["question"] for row in data})
     assert len(kept) == distinct - distinct // 2
+    (repeated,) = re.findall(r"^(\d+) repeat the prompt of an earlier row", out, re.MULTILINE)
+    asked = [row["question"] for row in original(scored)]
+    assert int(repeated) == len(asked) - len(set(asked))
 
 
 def test_compat_refuses_other_constants_and_lists_them(select: Select) -> None:
@@ -270,7 +274,7 @@ def test_rows_that_were_not_scored_are_counted(select: Select, scored: Path) -> 
     write_rows(Path("more.jsonl"), [*original(scored), {**rows(1)[0], "id": "new"}])
     status, out, _ = select("--data=more.jsonl", "--out=kept.jsonl")
     assert status == 0
-    assert "1 have no score (not_scored) and are not kept" in out
+    assert "1 have no score (not_scored: not in the scores;" in out
     write_rows(Path("other.jsonl"), [{**row, "id": f"x{row['id']}"} for row in rows()])
     status, _, err = select("--data=other.jsonl", "--out=no.jsonl")
     assert status == 2
@@ -304,7 +308,7 @@ def test_rows_that_say_something_else_than_was_scored_are_never_kept(
     status, out, err = select(f"--data={form}", "--keep=1", "--out=kept.jsonl")
     assert status == 0
     assert "2 have no score (content_changed) and are not kept" in out
-    assert "1 have no score (not_scored)" in out
+    assert "1 have no score (not_scored:" in out
     assert "2 of 31 rows say something else than what was scored under their id" in err
     assert f"the first is {data[3]['id']!r}, row 4" in err
     kept = {row["id"] for row in lines("kept.jsonl")}

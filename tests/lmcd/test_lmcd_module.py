@@ -342,6 +342,19 @@ def test_prediction_covers_every_pair(tmp_path: Path) -> None:
     assert len(pairs) == 12 * 10
 
 
+@pytest.mark.parametrize("stage", ["test", "predict"])
+def test_a_model_that_has_learnt_nothing_says_so(
+    stage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, fitted = trainer(tmp_path), module()
+    getattr(run, stage)(fitted, data(tmp_path))
+    assert "has not been trained" in caplog.text
+    caplog.clear()
+    run.fit(fitted, data(tmp_path))
+    getattr(run, stage)(fitted, data(tmp_path))
+    assert "has not been trained" not in caplog.text
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="give either pretrained .* neither is given"):
         LMCDModule()

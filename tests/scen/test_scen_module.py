@@ -289,6 +289,14 @@ def test_test_scores_bank_and_baselines_and_writes_the_tables(
     assert len(table(testing, "scen_prompts")) == 3 * 4 * EDITS
 
 
+def test_predict_refuses_a_bank_that_is_not_there(model: Path, tmp_path: Path) -> None:
+    """Not an empty one: it would answer as the model that was to be edited."""
+    module = SCENModule(**module_options(model, bank=str(tmp_path / "mistyped")))
+    data = EditDataModule(str(write_edits(tmp_path / "e.jsonl", edit_rows(1))))
+    with pytest.raises(SuiteError, match="no bank '.*mistyped', so nothing would be edited"):
+        trainer(tmp_path).predict(module, data)
+
+
 def test_predict_says_which_edit_answered(
     edited: tuple[Trainer, SCENModule], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

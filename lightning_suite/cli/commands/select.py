@@ -33,6 +33,11 @@ from lightning_suite.run_folder import RunFolder
 
 CHANGED = "content_changed"
 
+_REASONS = {
+    "not_scored": ": not in the scores; added since, or without an id column and changed since; "
+    "score the data again",
+}
+
 
 def run(
     scores: str,
@@ -101,6 +106,7 @@ def run(
     rows = [row for row in rows if row not in changed]
     chosen = [places[source.ids[row]] for row in rows]
     ordered = {name: values[chosen] for name, values in table.items()}
+    repeated = 0
     if compat is not None:
         as_published(
             manifest,
@@ -113,7 +119,9 @@ def run(
         )
         module = "up_proj" if module == "all" else module
         score = score_column(ordered, by, layers=layers, module=module)
-        result = _published(ordered, score, [source.prompts[row] for row in rows], keep)
+        prompts = [source.prompts[row] for row in rows]
+        repeated = len(prompts) - len(set(prompts))
+        result = _published(ordered, score, prompts, keep)
     else:
         result = select_from_table(
             ordered,
@@ -144,6 +152,7 @@ def run(
         "strata": strata,
         "seed": seed,
         "compat": compat,
+        "repeated_prompts": repeated,
         "rows": len(source.ids),
         "kept": len(kept),
         "without_score": without,
@@ -155,7 +164,9 @@ def run(
     print(f"{len(kept):,} of {len(source.ids):,} rows kept; each has {SCORE_COLUMN}")
     for status, count in without.items():
         if count:
-            print(f"{count:,} have no score ({status}) and are not kept")
+            print(f"{count:,} have no score ({status}{_REASONS.get(status, '')}) and are not kept")
+    if repeated:
+        print(f"{repeated:,} repeat the prompt of an earlier row, and only the first is looked at")
     print(target)
     _draw(folder, by, result)
     return 0
