@@ -107,6 +107,8 @@ def read_source(folder: Path, data: str | None = None) -> Source:
         )
     known = read_known(path)
     where = data if data is not None else known["source"]
+    if not where:
+        raise SuiteError(f"{path}: names no data. Say where they are: --data.")
     rows = read_rows(where)["train"]
     name = where if isinstance(where, str) else ", ".join(where)
     examples = read_examples(

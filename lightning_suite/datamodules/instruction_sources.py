@@ -91,11 +91,11 @@ def read_rows(source: str | Sequence[str]) -> dict[str, list[Row]]:
         SuiteError: There is no such source, or it cannot be read.
     """
     if not isinstance(source, str):
-        return {"train": [row for path in source for row in _read_file(Path(path).expanduser())]}
+        return {"train": [row for path in source for row in _read_file(_place(path))]}
     kind, _, rest = source.partition(":")
-    if kind in GENERATORS and not Path(source).exists():
+    path = _place(source)
+    if kind in GENERATORS and not path.exists():
         return {"train": GENERATORS[kind](source, rest)}
-    path = Path(source).expanduser()
     if source.startswith(HUB_PREFIX):
         splits = load_hub_dataset(source)
     elif path.is_dir():
@@ -117,8 +117,23 @@ def check_source(source: str | Sequence[str]) -> None:
     """
     for path in [source] if isinstance(source, str) else source:
         known = path.partition(":")[0] in GENERATORS or path.startswith(HUB_PREFIX)
-        if not known and not Path(path).expanduser().exists():
+        if not known and not _place(path).exists():
             read_rows(path)  # says what is wrong with it
+
+
+def _place(source: str) -> Path:
+    """Return a source as a path, there or not.
+
+    Raises:
+        SuiteError: No file can be called that: a name too long, the home of an unknown user.
+    """
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as err:
+        reason = getattr(err, "strerror", None) or err
+        raise SuiteError(f"{source[:80]!r}: cannot be the name of a file ({reason}).") from err
+    return path
 
 
 def read_examples(

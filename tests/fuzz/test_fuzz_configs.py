@@ -42,6 +42,7 @@ def test_configs(tmp_path: Path, parsers: Any, data: st.DataObject, name: str) -
         "\n".join(map(str, problems)).encode()
 
 
+@pytest.mark.filterwarnings("ignore:Possible (nested set|set )")  # Python's, of a pattern
 @fuzz(20, 500)
 @given(data=st.data())
 def test_tables_of_roles(data: st.DataObject) -> None:
