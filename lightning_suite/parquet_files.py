@@ -26,6 +26,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Any:
     """
     parquet, pyarrow = import_extra("pyarrow.parquet", "llm"), import_extra("pyarrow", "llm")
     try:
+        path.open("rb").close()  # its errors are clearer than Arrow's
         # Arrow's own file: its threads let go of Python's late, and a process that ends with them
         # still waiting for the interpreter is aborted.
         with pyarrow.OSFile(str(path)) as handle:
