@@ -15,6 +15,7 @@ from lightning_suite.datamodules.instruction_sources import Columns, Example, co
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write, write_json
+from lightning_suite.given_paths import given_path
 from lightning_suite.json_text import load_json
 from lightning_suite.parquet_files import read_parquet
 from lightning_suite.resofilter.store import write_table
@@ -45,7 +46,7 @@ def write_source(folder: Path, data: LightningDataModule) -> None:
 
 
 def _absolute(source: str) -> str:
-    path = Path(source).expanduser()
+    path = given_path(source)
     return str(path.resolve()) if path.exists() else source
 
 

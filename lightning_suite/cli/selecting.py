@@ -19,6 +19,7 @@ from lightning_suite.datamodules.instruction_sources import (
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write, temporary_folder
+from lightning_suite.given_paths import given_path
 from lightning_suite.parquet_files import read_parquet
 from lightning_suite.resofilter.manifest import Manifest, read_manifest
 from lightning_suite.resofilter.selection import table_columns
@@ -114,7 +115,7 @@ def read_source(folder: Path, data: str | None = None) -> Source:
     examples = read_examples(
         rows, Columns(**known["columns"]), where=name, duplicate_ids=known["duplicate_ids"]
     )
-    paths = [Path(one).expanduser() for one in ([where] if isinstance(where, str) else where)]
+    paths = [given_path(one) for one in ([where] if isinstance(where, str) else where)]
     return Source(
         name,
         rows,
@@ -222,9 +223,7 @@ def _write_folder(
     datasets = import_extra("datasets", "llm")
     if source.is_folder:
         like = source.files[0]
-        data = load_folder_dataset(
-            like, builder="parquet" if any(like.rglob("*.parquet")) else "json"
-        )["train"].select(kept)
+        data = load_folder_dataset(like, "rows")["train"].select(kept)
     else:
         data = datasets.Dataset.from_list(_with_all_columns(source, kept))
     for name, values in columns.items():

@@ -34,6 +34,7 @@ from lightning_suite.datamodules.cold_start_sources import (
     split_ids,
 )
 from lightning_suite.errors import SuiteError
+from lightning_suite.given_paths import given_path
 from lightning_suite.json_text import load_json
 
 Read = tuple[Iterable[Answer], list[Exercise], list[KC]]
@@ -53,7 +54,7 @@ def read_source(source: str, format: str = "auto") -> Read:
     """
     if source.startswith(PREFIX):
         return read_packaged(source.removeprefix(PREFIX))
-    folder = Path(source).expanduser()
+    folder = given_path(source)
     if not folder.is_dir():
         raise SuiteError(
             f"source {source!r}: there is no such folder. Give a folder, or {PREFIX}VerbAgg."

@@ -19,6 +19,7 @@ from lightning_suite.datamodules.cold_start_sources import (
 )
 from lightning_suite.datamodules.cold_start_splits import Split, join_test, make_split
 from lightning_suite.errors import SuiteError
+from lightning_suite.given_paths import given_path
 
 
 def check_sources(options: Mapping[str, Any]) -> None:
@@ -33,11 +34,11 @@ def check_sources(options: Mapping[str, Any]) -> None:
     reading: dict[str, Callable[[str], Any]] = {
         "source": lambda source: read_source(source, options.get("format", "auto")),
         "test_source": lambda source: _read_test(source, options.get("format", "auto")),
-        "new_students": lambda file: list(read_answers(Path(file).expanduser())),
+        "new_students": lambda file: list(read_answers(given_path(file))),
     }
     for name, read in reading.items():
         given = options.get(name)
-        if given and not given.startswith(PREFIX) and not Path(given).expanduser().exists():
+        if given and not given.startswith(PREFIX) and not given_path(given).exists():
             read(given)  # says what is wrong with it
 
 
@@ -90,7 +91,7 @@ def read_parts(options: Mapping[str, Any]) -> tuple[ResponseData, Split, list[st
         )
     if options["new_students"] is None:
         return data, split, []
-    given = list(read_answers(Path(options["new_students"]).expanduser()))
+    given = list(read_answers(given_path(options["new_students"])))
     joined, split = join_new_students(data, split, given, repeats=repeats)
     return joined, split, joined.students[len(data.students) :]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_suite.datamodules.cold_start_sources import ResponseData
 from lightning_suite.datamodules.cold_start_splits import Split
 from lightning_suite.errors import SuiteError
+from lightning_suite.given_paths import given_path
 from lightning_suite.json_text import load_json
 
 TextKind = Literal["raw", "kc_names", "diffused", "both"]
@@ -110,7 +111,7 @@ def _read(file: str | Path, kind: str, data: ResponseData, split: Split) -> dict
     """Return the texts of a kind by id; rows of any kind are checked."""
     try:
         # not str.splitlines: texts may hold what that takes for the end of a line
-        lines = Path(file).expanduser().read_bytes().split(b"\n")
+        lines = given_path(file).read_bytes().split(b"\n")
         rows = [load_json(line) for line in lines if line.strip()]
     except OSError as err:
         raise SuiteError(f"descriptions: {file} cannot be read ({err.strerror}).") from err

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.resources import as_file, files
-from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -24,6 +23,7 @@ from lightning_suite.datamodules.hf_datasets import (
 )
 from lightning_suite.datamodules.row_files import SUFFIXES, Row, read_row_file
 from lightning_suite.errors import SuiteError, check_choice, did_you_mean
+from lightning_suite.given_paths import given_path
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.records import same_prompt
 
@@ -79,7 +79,7 @@ def read_prompts(path: str) -> list[str]:
     Raises:
         SuiteError: The file cannot be read or holds none.
     """
-    file = Path(path).expanduser()
+    file = given_path(path)
     if file.suffix in SUFFIXES:
         prompts = [text for _, text in _each(read_row_file(file), _prompt, path)]
     else:
@@ -104,22 +104,21 @@ def check_source(source: str | Sequence[str]) -> None:
     """
     for path in [source] if isinstance(source, str) else source:
         known = path == SHIPPED or path.startswith(HUB_PREFIX)
-        if not known and not Path(path).expanduser().exists():
+        if not known and not given_path(path).exists():
             _rows(path, None)  # says what is wrong with it
 
 
 def _rows(source: str | Sequence[str], split: str | None) -> list[Row]:
     if not isinstance(source, str):
         return [row for path in source for row in _rows(path, split)]
-    path = Path(source).expanduser()
+    path = given_path(source)
     if source == SHIPPED and not path.exists():
         with as_file(files("lightning_suite").joinpath("data", f"{SHIPPED}.jsonl")) as shipped:
             return read_row_file(shipped)
     if source.startswith(HUB_PREFIX):
         splits = load_hub_dataset(source)
     elif path.is_dir():
-        parquet = next(path.rglob("*.parquet"), None) is not None
-        splits = load_folder_dataset(path, builder="parquet" if parquet else "json")
+        splits = load_folder_dataset(path, "rows")
     elif path.suffix in SUFFIXES:
         return read_row_file(path)
     else:

@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -22,6 +21,7 @@ from lightning_suite.datamodules.edit_sources import (
 from lightning_suite.datamodules.hf_datasets import HUB_PREFIX, load_hub_dataset
 from lightning_suite.datamodules.loading import ResumableLoader, batch_loader
 from lightning_suite.errors import SuiteError
+from lightning_suite.given_paths import given_path
 from lightning_suite.scen.edits import Edit
 
 
@@ -141,7 +141,7 @@ class EditDataModule(LightningDataModule):
         """Refuse files that are not there; the command line asks before it loads a model."""
         check_source(options.get("source") or [])
         prompts = options.get("prompts")
-        if prompts is not None and not Path(prompts).expanduser().exists():
+        if prompts is not None and not given_path(prompts).exists():
             read_prompts(prompts)  # says what is wrong with it
 
     def prepare_data(self) -> None:

@@ -17,6 +17,7 @@ from lightning_suite.datamodules.hf_datasets import (
 from lightning_suite.datamodules.idx import read_idx
 from lightning_suite.errors import SuiteError, did_you_mean
 from lightning_suite.extras import import_extra
+from lightning_suite.given_paths import given_path
 
 IDX_PREFIX = "idx:"
 
@@ -63,7 +64,7 @@ def open_source(
     if source.startswith(HUB_PREFIX):
         splits = load_hub_dataset(source)
     else:
-        folder = Path(source.removeprefix(IDX_PREFIX)).expanduser()
+        folder = given_path(source.removeprefix(IDX_PREFIX))
         if not folder.is_dir():
             raise SuiteError(
                 f"source {source!r}: no such folder.{did_you_mean(source, ['digits'])} "

@@ -18,6 +18,7 @@ from lightning_suite.datamodules.row_files import SUFFIXES, read_row_file
 from lightning_suite.datamodules.word_problems import word_problems
 from lightning_suite.errors import SuiteError, did_you_mean
 from lightning_suite.extras import import_extra
+from lightning_suite.given_paths import given_path
 from lightning_suite.language.prompts import Message
 
 Row = dict[str, Any]
@@ -91,16 +92,15 @@ def read_rows(source: str | Sequence[str]) -> dict[str, list[Row]]:
         SuiteError: There is no such source, or it cannot be read.
     """
     if not isinstance(source, str):
-        return {"train": [row for path in source for row in _read_file(_place(path))]}
+        return {"train": [row for path in source for row in _read_file(given_path(path))]}
     kind, _, rest = source.partition(":")
-    path = _place(source)
+    path = given_path(source)
     if kind in GENERATORS and not path.exists():
         return {"train": GENERATORS[kind](source, rest)}
     if source.startswith(HUB_PREFIX):
         splits = load_hub_dataset(source)
     elif path.is_dir():
-        parquet = next(path.rglob("*.parquet"), None) is not None
-        splits = load_folder_dataset(path, builder="parquet" if parquet else "json")
+        splits = load_folder_dataset(path, "rows")
     else:
         return {"train": _read_file(path)}
     rows = {_SPLITS[name]: split.to_list() for name, split in splits.items() if name in _SPLITS}
@@ -117,23 +117,8 @@ def check_source(source: str | Sequence[str]) -> None:
     """
     for path in [source] if isinstance(source, str) else source:
         known = path.partition(":")[0] in GENERATORS or path.startswith(HUB_PREFIX)
-        if not known and not _place(path).exists():
+        if not known and not given_path(path).exists():
             read_rows(path)  # says what is wrong with it
-
-
-def _place(source: str) -> Path:
-    """Return a source as a path, there or not.
-
-    Raises:
-        SuiteError: No file can be called that: a name too long, the home of an unknown user.
-    """
-    try:
-        path = Path(source).expanduser()
-        path.exists()
-    except (OSError, RuntimeError) as err:
-        reason = getattr(err, "strerror", None) or err
-        raise SuiteError(f"{source[:80]!r}: cannot be the name of a file ({reason}).") from err
-    return path
 
 
 def read_examples(

@@ -23,6 +23,7 @@ from lightning_suite.datamodules.loading import (
     train_loader,
 )
 from lightning_suite.errors import SuiteError, did_you_mean
+from lightning_suite.given_paths import given_path
 from lightning_suite.language.loading import load_tokenizer
 
 Batch = dict[str, Tensor]
@@ -246,13 +247,13 @@ def read_documents(source: str | Sequence[str], text_column: str = "text") -> di
     if source == "pydoc":
         return {"train": _pydoc_topics()}
     if not isinstance(source, str):
-        return {"train": [_read_text(Path(path).expanduser()) for path in source]}
+        return {"train": [_read_text(given_path(path)) for path in source]}
     if source.startswith(HUB_PREFIX):
         splits = load_hub_dataset(source)
-    elif Path(source).expanduser().is_dir():
-        splits = load_folder_dataset(Path(source).expanduser(), builder="text")
+    elif given_path(source).is_dir():
+        splits = load_folder_dataset(given_path(source), "text")
     else:
-        return {"train": [_read_text(Path(source).expanduser())]}
+        return {"train": [_read_text(given_path(source))]}
     if "train" not in splits:
         raise SuiteError(f"{source}: has no split 'train'. It has: {', '.join(splits)}.")
     if text_column not in splits["train"].column_names:

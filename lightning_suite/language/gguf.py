@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.files import temporary_folder, write_json
+from lightning_suite.given_paths import given_path
 from lightning_suite.json_text import load_json
 from lightning_suite.language.gguf_header import check_gguf
 
@@ -41,7 +42,7 @@ def local_model(name: str) -> str:
     """
     if name.startswith(PACKAGE_PREFIX):
         return str(converted(packaged_gguf(name.removeprefix(PACKAGE_PREFIX))))
-    path = Path(name).expanduser()
+    path = given_path(name)
     if path.suffix == ".gguf":
         return str(converted(path))
     return str(path) if path.is_dir() else name
@@ -121,7 +122,7 @@ def converted(gguf: Path, cache: Path | None = None) -> Path:
 def cache_folder() -> Path:
     """Return ``$XDG_CACHE_HOME/lightning-suite``, or the same under ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "lightning-suite"
+    return given_path(base) / "lightning-suite"
 
 
 def _convert(gguf: Path, folder: Path, fields: dict[str, Any]) -> None:

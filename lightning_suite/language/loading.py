@@ -12,6 +12,7 @@ import torch
 
 from lightning_suite.errors import SuiteError, did_you_mean
 from lightning_suite.extras import import_extra
+from lightning_suite.given_paths import given_path
 from lightning_suite.json_text import load_json
 from lightning_suite.language.gguf import local_model
 from lightning_suite.language.layers import config_class
@@ -149,7 +150,7 @@ def checkpoint_activations(model: Any) -> None:
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """Read ``config.json`` (the file, or its folder) as plain values."""
-    file = Path(path).expanduser()
+    file = given_path(path)
     file = file / "config.json" if file.is_dir() else file
     try:
         values = load_json(file.read_bytes())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_suite.errors import SuiteError, did_you_mean
+from lightning_suite.given_paths import given_path
 from lightning_suite.json_text import load_json
 from lightning_suite.scen.bank_state import SETTINGS, BaseIdentity, base_of, check_format
 from lightning_suite.scen.records import EditRecord, History, from_plain
@@ -52,7 +53,7 @@ class StoredBank:
 
 def json_path(path: str | Path) -> Path:
     """Return the path of the JSON for ``NAME``, ``NAME.json`` or ``NAME.safetensors``."""
-    given = Path(path).expanduser()
+    given = given_path(path)
     if given.suffix in (".json", ".safetensors"):
         return given.with_suffix(".json")
     return given.with_name(f"{given.name}.json")

@@ -351,7 +351,7 @@ def test_a_set_without_training_split_or_images(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="has no split 'train'. It has: evaluation"):
         set_up(str(tmp_path / "other"))
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(SuiteError, match="nothing: cannot be loaded as a data set"):
+    with pytest.raises(SuiteError, match=r"nothing: holds no data \(images\). Give the folder"):
         set_up(str(tmp_path / "nothing"))
 
 
