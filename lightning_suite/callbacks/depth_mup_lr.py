@@ -17,6 +17,7 @@ from lightning_suite.depth_mup import rules
 from lightning_suite.depth_mup.apply import AppliedFactors, ApplyMode
 from lightning_suite.depth_mup.families import optimizer_family as family_of
 from lightning_suite.depth_mup.initial_weights import initial_weights_warning
+from lightning_suite.depth_mup.multipliers import Multipliers, ScaleMode, choose_multipliers
 from lightning_suite.depth_mup.param_groups import (
     Factors,
     ParamGroup,
@@ -29,10 +30,7 @@ from lightning_suite.depth_mup.param_groups import (
 from lightning_suite.depth_mup.parametrization import Parametrization
 from lightning_suite.depth_mup.reinit import reinitialize
 from lightning_suite.depth_mup.residual_scale import (
-    Multipliers,
-    ScaleMode,
     attach_multipliers,
-    choose_multipliers,
     fold_residual_scale,
     hook_targets,
 )
@@ -40,6 +38,7 @@ from lightning_suite.depth_mup.role_table import format_table
 from lightning_suite.depth_mup.roles import RoleMap, assign_roles
 from lightning_suite.depth_mup.rules import OptimizerFamily, Role, Rule
 from lightning_suite.errors import SuiteError, check_choice
+from lightning_suite.strategies import refuse_flattened_parameters
 
 _STATE_VERSION = 1
 # In step mode the optimizer's state is that of the user's own groups: a resume without this
@@ -204,7 +203,7 @@ class DepthMuPLRCallback(Callback):
                 "belongs to this model without the correction, and the correction asks for the one "
                 "of the base model. Find that on the base model, and take the finder out."
             )
-        _refuse_flattened_parameters(trainer)
+        refuse_flattened_parameters(trainer.strategy)
         if _refers_to(self._folded, pl_module):
             raise SuiteError(
                 "the multipliers were folded into this model's weights, and this callback would "
@@ -489,19 +488,6 @@ class DepthMuPLRCallback(Callback):
 
 def _refers_to(reference: weakref.ref[nn.Module] | None, module: nn.Module) -> bool:
     return reference is not None and reference() is module
-
-
-def _refuse_flattened_parameters(trainer: Trainer) -> None:
-    strategy = trainer.strategy
-    name = type(strategy).__name__
-    flattened_fsdp = (
-        name.startswith("FSDP") and getattr(strategy, "kwargs", {}).get("use_orig_params") is False
-    )
-    if "DeepSpeed" in name or flattened_fsdp:
-        raise SuiteError(
-            f"{name} flattens the parameters of all roles into one tensor, so that they cannot "
-            "have learning rates of their own. Use DDP, or FSDPStrategy(use_orig_params=True)."
-        )
 
 
 def _may_build_itself_later(pl_module: LightningModule) -> bool:

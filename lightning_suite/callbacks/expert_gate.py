@@ -22,12 +22,10 @@ from lightning_suite.scen.evaluation import BaseAnswers, ScoredPrompt, learning_
 from lightning_suite.scen.evaluation_tables import write_evaluation
 from lightning_suite.scen.gates.base import MISS
 from lightning_suite.scen.layer_choice import causal_lm, find_layer, is_compiled
+from lightning_suite.strategies import refuse_sharded_parameters
 
 _log = logging.getLogger(__name__)
 _VERSION = 1
-
-# By name, so that both Lightning packages and absent ones are recognised.
-_SHARDING = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
 
 class ExpertGateCallback(Callback):
@@ -107,12 +105,7 @@ class ExpertGateCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the model, open the bank and attach it."""
         self._release()
-        for cls in type(trainer.strategy).__mro__:
-            if cls.__name__ in _SHARDING:
-                raise SuiteError(
-                    f"ExpertGateCallback reads whole layers, and {cls.__name__} leaves each "
-                    "process a shard of them. Use DDP or one device."
-                )
+        refuse_sharded_parameters(trainer.strategy, "ExpertGateCallback reads whole layers")
         self._lm = causal_lm(pl_module)
         self._words = self._find_tokenizer(trainer, pl_module)
         if self.bank is None:

@@ -15,11 +15,9 @@ from lightning_suite.depth_mup.roles import assign_roles
 from lightning_suite.depth_mup.rules import Role
 from lightning_suite.errors import SuiteError
 from lightning_suite.run_folder import RunFolder
+from lightning_suite.strategies import refuse_sharded_parameters
 
 _VERSION = 1
-
-# By name, so that both Lightning packages and absent ones are recognised.
-_SHARDING = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
 
 class FeatureDynamicsMonitor(Callback):
@@ -123,12 +121,11 @@ class FeatureDynamicsMonitor(Callback):
         if stage != "fit":
             return
         self._release()
-        for cls in type(trainer.strategy).__mro__:
-            if cls.__name__ in _SHARDING:
-                raise SuiteError(
-                    f"FeatureDynamicsMonitor compares whole matrices, and {cls.__name__} leaves "
-                    "each process a shard of them. Use DDP or one device, or leave the monitor out."
-                )
+        refuse_sharded_parameters(
+            trainer.strategy,
+            "FeatureDynamicsMonitor compares whole matrices",
+            "Use DDP or one device, or leave the monitor out.",
+        )
         names = self._names(trainer)
         role_map = assign_roles(
             pl_module, blocks=names.blocks, preset=names.preset, patterns=names.patterns

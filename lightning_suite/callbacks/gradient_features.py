@@ -28,11 +28,9 @@ from lightning_suite.resofilter.reduction import REDUCTIONS, Reduction, reductio
 from lightning_suite.resofilter.store import ScoreStore, shard_files
 from lightning_suite.resofilter.targets import find_targets
 from lightning_suite.resofilter.verification import GradientCheck
+from lightning_suite.strategies import refuse_sharded_parameters
 
 _VERSION = 1
-
-# By name, so that both Lightning packages and absent ones are recognised.
-_SHARDING = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
 
 class GradientFeatureCallback(Callback):
@@ -155,12 +153,7 @@ class GradientFeatureCallback(Callback):
         if stage != "fit":
             return
         self._release()
-        for cls in type(trainer.strategy).__mro__:
-            if cls.__name__ in _SHARDING:
-                raise SuiteError(
-                    f"GradientFeatureCallback reads whole layers, and {cls.__name__} leaves each "
-                    "process a shard of them. Use DDP or one device."
-                )
+        refuse_sharded_parameters(trainer.strategy, "GradientFeatureCallback reads whole layers")
         if self.folder is None and not trainer.loggers:
             raise SuiteError(
                 "GradientFeatureCallback: the Trainer has no logger and so no folder of its own. "

@@ -34,7 +34,7 @@ from lightning_suite.depth_mup.roles import RoleMap
 from lightning_suite.depth_mup.rules import OptimizerFamily, Rule
 from lightning_suite.depth_mup.slopes import Slope, fit_slope
 from lightning_suite.errors import SuiteError
-from lightning_suite.module_names import clean_name
+from lightning_suite.module_names import clean_name, modules_by_name
 
 Axis = Literal["depth", "width"]
 
@@ -163,7 +163,7 @@ def attach_independent_backward(
         SuiteError: A hidden matrix is not an ``nn.Linear``.
     """
     handles = []
-    modules = {clean_name(f"{n}.").rstrip("."): m for n, m in model.named_modules()}
+    modules = modules_by_name(model)
     for name, role in role_map.roles.items():
         if role not in ("hidden_first", "hidden_last"):
             continue

@@ -29,7 +29,7 @@ from lightning_suite.depth_mup.block_replay import (
 from lightning_suite.depth_mup.dynamics import BlockMeasurement
 from lightning_suite.depth_mup.roles import RoleMap
 from lightning_suite.errors import SuiteError
-from lightning_suite.module_names import clean_name
+from lightning_suite.module_names import modules_by_name
 
 
 class StreamProbe:
@@ -70,7 +70,7 @@ class StreamProbe:
         self.rows = rows
         self.seed = seed
         # the innermost module where torch.compile has two of one clean name
-        modules = {clean_name(f"{n}.").rstrip("."): m for n, m in model.named_modules()}
+        modules = modules_by_name(model)
         self._blocks = [find_matrices(name, modules[name], role_map) for name in role_map.blocks]
         if not any(block.first or block.last for block in self._blocks):
             raise SuiteError(

@@ -9,7 +9,7 @@ from lightning_suite.depth_mup.parametrization import Parametrization
 from lightning_suite.depth_mup.roles import RoleMap
 from lightning_suite.depth_mup.rules import Role
 from lightning_suite.errors import SuiteError
-from lightning_suite.module_names import clean_name
+from lightning_suite.module_names import clean_module_name, clean_name
 
 _VECTORS: tuple[Role, ...] = ("vector", "final_norm", "output_bias")
 
@@ -46,7 +46,9 @@ def reinitialize(
     """
     modules = dict(model.named_modules())
     readouts = {
-        id(getattr(modules[n], "weight", None)) for n in modules if _is_readout(n, role_map)
+        id(getattr(module, "weight", None))
+        for name, module in modules.items()
+        if clean_module_name(name) in role_map.readouts
     }
     for name, parameter in model.named_parameters():
         role = role_map.roles.get(clean_name(name))
@@ -74,10 +76,6 @@ def reinitialize(
         parameter.copy_(noise.to(parameter.dtype) * std)
         if isinstance(owner, nn.Embedding) and owner.padding_idx is not None:
             parameter[owner.padding_idx] = 0.0
-
-
-def _is_readout(name: str, role_map: RoleMap) -> bool:
-    return clean_name(f"{name}.").rstrip(".") in role_map.readouts
 
 
 def fan_in(parameter: torch.Tensor, owner: nn.Module, role: Role) -> int:

@@ -19,7 +19,7 @@ from lightning_suite.depth_mup.rules import (
     check_role,
 )
 from lightning_suite.errors import SuiteError, did_you_mean
-from lightning_suite.module_names import clean_name
+from lightning_suite.module_names import clean_name, modules_by_name
 
 # What PEFT inserts between a wrapped module's name and the name of a parameter.
 _ADAPTERS = re.compile(
@@ -62,11 +62,6 @@ class RoleMap:
 def _wrapped_name(name: str) -> str:
     """Return the name that an adapter's parameter would have without the adapter."""
     return _ADAPTERS.sub("", _EMBEDDING_ADAPTERS.sub(".weight", name))
-
-
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules by clean name; the innermost of several that a wrapper gives the same name."""
-    return {clean_name(f"{name}.").rstrip("."): module for name, module in model.named_modules()}
 
 
 def _role_inside(name: str, ndim: int, patterns: Iterable[tuple[str, Role]]) -> Role | None:
@@ -159,7 +154,7 @@ def assign_roles(
             f"unknown preset {preset!r}.{did_you_mean(preset, PRESETS)} The presets are: auto, "
             f"none, {', '.join(PRESETS)}."
         )
-    modules = _modules(model)
+    modules = modules_by_name(model)
     parameters = {clean_name(name): p for name, p in model.named_parameters()}
 
     candidates = {"auto": list(PRESETS.values()), "none": []}.get(preset) or (

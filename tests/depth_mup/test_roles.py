@@ -20,18 +20,14 @@ from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_suite.depth_mup.models import ResidualMLP
+from lightning_suite.depth_mup.multipliers import choose_multipliers
 from lightning_suite.depth_mup.param_groups import plan_groups, role_factors
 from lightning_suite.depth_mup.parametrization import Parametrization
 from lightning_suite.depth_mup.reinit import reinitialize
-from lightning_suite.depth_mup.residual_scale import (
-    attach_residual_scale,
-    choose_multipliers,
-    fold_residual_scale,
-)
+from lightning_suite.depth_mup.residual_scale import attach_residual_scale, fold_residual_scale
 from lightning_suite.depth_mup.role_table import format_table
 from lightning_suite.depth_mup.roles import assign_roles
 from lightning_suite.errors import SuiteError
-from lightning_suite.module_names import clean_name
 
 TABLES = Path(__file__).parent / "role_tables"
 
@@ -219,12 +215,6 @@ def test_roles_do_not_depend_on_where_the_model_sits() -> None:
     assert outer.blocks == ("student.net.blocks.0", "student.net.blocks.1")
     inner = assign_roles(net).roles
     assert outer.roles == {f"student.net.{name}": role for name, role in inner.items()}
-
-
-def test_wrappers_are_removed_from_names() -> None:
-    name = "model._orig_mod.layers.0._fsdp_wrapped_module._checkpoint_wrapped_module.fc1.weight"
-    assert clean_name(name) == "model.layers.0.fc1.weight"
-    assert clean_name("layers.0._orig_mod.weight") == "layers.0.weight"
 
 
 def test_lora_takes_the_role_of_the_wrapped_matrix() -> None:

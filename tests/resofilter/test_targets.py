@@ -25,7 +25,6 @@ from transformers.pytorch_utils import Conv1D
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.lmcd.heads.neural import NonNegative
-from lightning_suite.module_names import clean_name
 from lightning_suite.resofilter.targets import find_targets, layer_number, matches
 
 SMALL = {
@@ -258,11 +257,6 @@ def test_experts_in_one_tensor_are_named() -> None:
 def test_what_cannot_be_found_is_explained(modules: str, layers: object, message: str) -> None:
     with pytest.raises(SuiteError, match=message):
         find_targets(llama(tie_word_embeddings=modules == "lm_head"), modules, layers)
-
-
-def test_names_lose_their_wrappers() -> None:
-    assert clean_name("_orig_mod.layers.0._checkpoint_wrapped_module.fc") == "layers.0.fc"
-    assert clean_name("_orig_mod") == ""
 
 
 def test_patterns_match_whole_pieces_or_globs() -> None:

@@ -19,8 +19,9 @@ from torch import Tensor
 from lightning_suite.cli.shaping import at_shape, build
 from lightning_suite.depth_mup import coord_check, rules
 from lightning_suite.depth_mup.coord_check import CHECKED, Axis, SlopeCheck
+from lightning_suite.depth_mup.multipliers import choose_multipliers
 from lightning_suite.depth_mup.parametrization import Parametrization
-from lightning_suite.depth_mup.residual_scale import attach_residual_scale, choose_multipliers
+from lightning_suite.depth_mup.residual_scale import attach_residual_scale
 from lightning_suite.depth_mup.roles import assign_roles
 from lightning_suite.depth_mup.rules import Role, Rule
 from lightning_suite.errors import MissingExtraError, SuiteError
