@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -36,7 +37,7 @@ from lightning_suite.depth_mup.residual_scale import (
 )
 from lightning_suite.depth_mup.role_table import format_table
 from lightning_suite.depth_mup.roles import RoleMap, assign_roles
-from lightning_suite.depth_mup.rules import OptimizerFamily, Role, Rule
+from lightning_suite.depth_mup.rules import OptimizerFamily, Role, Rule, RuleOrAuto
 from lightning_suite.errors import SuiteError, check_choice
 from lightning_suite.strategies import refuse_flattened_parameters
 
@@ -60,8 +61,11 @@ class DepthMuPLRCallback(Callback):
     Args:
         base_depth: L0, residual blocks of the model on which the learning rate was tuned.
         base_width: n0, its width; None corrects for depth alone.
-        rule: ``"sp"``, ``"mup"``, ``"depth_mup"``, ``"nfd"`` or ``"completep"``.
+        rule: ``"sp"``, ``"mup"``, ``"depth_mup"``, ``"nfd"`` or ``"completep"``; ``"auto"`` takes
+            ``"nfd"`` for optimizers like SGD, for which its correction was derived, and
+            ``"depth_mup"`` for those like Adam.
         p: Exponent of the depth-aware correction, between 0 and 1/2; ``nfd`` only, default 1/2.
+            With ``"auto"`` it asks for ``nfd``, whatever the optimizer.
         blocks: Name of the list of residual blocks (``"model.layers"``); default: found.
         preset: Name of the architecture's preset; ``"auto"`` chooses by the parameters' names.
         patterns: Regular expression over parameter names to role, before the preset's.
@@ -122,7 +126,7 @@ class DepthMuPLRCallback(Callback):
         self,
         base_depth: int,
         base_width: int | None = None,
-        rule: Rule = "nfd",
+        rule: RuleOrAuto = "auto",
         p: float | None = None,
         blocks: str | None = None,
         preset: str = "auto",
@@ -147,7 +151,9 @@ class DepthMuPLRCallback(Callback):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise SuiteError(f"{name}={value!r}, and it must be a whole number of at least 1.")
         # A throw-away parametrisation checks the rule, p, and the base shape.
-        Parametrization(rule, base_depth, base_depth, base_width, base_width, p)
+        Parametrization(
+            rules.rule_for(rule, "sgd", p), base_depth, base_depth, base_width, base_width, p
+        )
         check_choice("residual_scale", residual_scale, get_args(ScaleMode))
         check_choice("readout_scale", readout_scale, get_args(ScaleMode))
         check_choice("apply", apply, get_args(ApplyMode))
@@ -176,6 +182,7 @@ class DepthMuPLRCallback(Callback):
         self.multipliers: Multipliers | None = None
         self._applied: list[AppliedFactors] = []
         self._modes: list[str] = []
+        self._rules: list[Rule] = []
         self._handles: list[RemovableHandle] = []
         self._hooked: list[nn.Module | None] = []
         self._loaded: dict[str, Any] | None = None
@@ -213,7 +220,7 @@ class DepthMuPLRCallback(Callback):
         self._release()
         self.role_map, self._loaded = None, None
         if stage == "fit":
-            self._modes = []
+            self._modes, self._rules = [], []
         try:
             self._prepare(trainer, pl_module)
         except SuiteError:
@@ -231,7 +238,13 @@ class DepthMuPLRCallback(Callback):
         )
         width = (self.width or role_map.width) if self.base_width is not None else None
         parametrization = Parametrization(
-            self.rule, self.base_depth, role_map.depth, self.base_width, width, self.p
+            # those that "auto" stands for have the same multipliers
+            rules.rule_for(self.rule, "sgd", self.p),
+            self.base_depth,
+            role_map.depth,
+            self.base_width,
+            width,
+            self.p,
         )
         multipliers = choose_multipliers(
             pl_module,
@@ -280,10 +293,13 @@ class DepthMuPLRCallback(Callback):
         assert self.role_map is not None
         assert self.parametrization is not None
         assert self.multipliers is not None
-        roles, parametrization = self.role_map.roles, self.parametrization
+        roles = self.role_map.roles
+        self._rules = []
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         for optimizer in trainer.optimizers:
             family = self.optimizer_family or family_of(optimizer)
+            parametrization = self.parametrization_for(family)
+            self._rules.append(parametrization.rule)
             factors = role_factors(
                 parametrization,
                 family,
@@ -302,13 +318,19 @@ class DepthMuPLRCallback(Callback):
             if self.verbose:
                 rank_zero_info(
                     f"DepthMuPLRCallback, {type(optimizer).__name__} ({self._applied[-1].mode}): "
-                    f"rule {self.rule}, depth {parametrization.depth} / {self.base_depth}, "
+                    f"rule {parametrization.rule}, "
+                    f"depth {parametrization.depth} / {self.base_depth}, "
                     f"width ratio {parametrization.width_ratio:g}, residual multiplier: "
                     f"{self.multipliers.note}, readout multiplier by hooks: "
                     f"{self.multipliers.readout:g}\n" + format_table(self.role_map, factors)
                 )
         self._modes = [applied.mode for applied in self._applied]
         self._compare_with_checkpoint()
+
+    def parametrization_for(self, family: OptimizerFamily) -> Parametrization:
+        """Return the rule for optimizers of ``family`` and the shapes; after :meth:`setup`."""
+        assert self.parametrization is not None
+        return replace(self.parametrization, rule=rules.rule_for(self.rule, family, self.p))
 
     def effective_lrs(self) -> dict[str, float]:
         """Return metric key to the learning rate with which that role's parameters are trained."""
@@ -413,10 +435,12 @@ class DepthMuPLRCallback(Callback):
     def _state(self) -> dict[str, Any]:
         assert self.parametrization is not None
         assert self.multipliers is not None
+        # "auto" before there are optimizers, and where they differ
+        rule: RuleOrAuto = self._rules[0] if len(set(self._rules)) == 1 else self.rule
         return {
             "version": _STATE_VERSION,
-            "rule": self.rule,
-            "p": rules.correction_exponent(self.rule, self.p),
+            "rule": rule,
+            "p": None if rule == "auto" else rules.correction_exponent(rule, self.p),
             "base_depth": self.base_depth,
             "base_width": self.base_width,
             "depth": self.parametrization.depth,
@@ -474,6 +498,8 @@ class DepthMuPLRCallback(Callback):
         now = self._state()
         if not self._applied:  # no optimizers yet, or none at all
             del now["apply"]
+            if now["rule"] == "auto":
+                del now["rule"], now["p"]
         differences = [
             f"{key}: {self._loaded.get(key)!r} in the checkpoint, {value!r} now"
             for key, value in now.items()

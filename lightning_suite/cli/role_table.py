@@ -50,14 +50,19 @@ def role_table(files: list[str]) -> str:
         f"residual multiplier: {callback.multipliers.note}",
     ]
     for name, family, decoupled in _laws(model, callback):
+        parametrization = callback.parametrization_for(family)
         factors = role_factors(
-            callback.parametrization,
+            parametrization,
             family,
             readout_multiplier=callback.multipliers.readout_is_scaled,
             decay_vectors=callback.decay_vectors,
             decoupled_decay=decoupled,
         )
-        lines += ["", f"optimizer {name}", format_table(callback.role_map, factors)]
+        lines += [
+            "",
+            f"optimizer {name}, rule {parametrization.rule}",
+            format_table(callback.role_map, factors),
+        ]
     callback.teardown(trainer, model, "fit")
     return "\n".join(lines)
 

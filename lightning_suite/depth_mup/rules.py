@@ -23,6 +23,7 @@ from typing import Literal, get_args
 from lightning_suite.errors import SuiteError, did_you_mean
 
 Rule = Literal["sp", "mup", "depth_mup", "nfd", "completep"]
+RuleOrAuto = Literal["auto", "sp", "mup", "depth_mup", "nfd", "completep"]
 Role = Literal[
     "input",
     "hidden_first",
@@ -67,6 +68,39 @@ def check_rule(rule: str) -> Rule:
             f"unknown rule {rule!r}.{did_you_mean(rule, RULES)} The rules are: {', '.join(RULES)}."
         )
     return rule
+
+
+def rule_for(rule: RuleOrAuto, optimizer_family: OptimizerFamily, p: float | None = None) -> Rule:
+    """Return the rule that ``"auto"`` stands for; any other rule is returned as it is.
+
+    The correction of ``nfd`` was derived for SGD. Its Adam form is an extrapolation that moved the
+    best rate with depth where ``depth_mup`` did not (docs/depth_mup.md), so it is not a default.
+    Both rules have the same multipliers on branches and readout.
+
+    Args:
+        rule: One of :data:`RULES`, or ``"auto"``.
+        optimizer_family: ``"sgd"`` or ``"adam"``.
+        p: The exponent that the user gave for the correction; it asks for ``nfd``.
+
+    Returns:
+        For ``"auto"``: ``nfd`` under SGD or where ``p`` is given, ``depth_mup`` under Adam.
+
+    Raises:
+        SuiteError: There is no such rule.
+
+    Example:
+        >>> rule_for("auto", "sgd"), rule_for("auto", "adam"), rule_for("auto", "adam", p=0.25)
+        ('nfd', 'depth_mup', 'nfd')
+    """
+    if rule != "auto":
+        if rule not in RULES:
+            choices = ("auto", *RULES)
+            raise SuiteError(
+                f"unknown rule {rule!r}.{did_you_mean(rule, choices)} The rules are: "
+                f"{', '.join(choices)}."
+            )
+        return rule
+    return "nfd" if optimizer_family == "sgd" or p is not None else "depth_mup"
 
 
 def check_role(role: str) -> Role:

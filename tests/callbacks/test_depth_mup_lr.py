@@ -46,7 +46,7 @@ def _no_tips(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def foreign_callback(**options: Any) -> DepthMuPLRCallback:
-    return DepthMuPLRCallback(**{"base_depth": 2, "patterns": PATTERNS, **options})
+    return DepthMuPLRCallback(**{"base_depth": 2, "rule": "nfd", "patterns": PATTERNS, **options})
 
 
 class ResidualClassifier(LightningModule):
@@ -117,6 +117,68 @@ def test_trained_weights_equal_those_of_hand_made_groups(
     assert same(weights(module.any_name), weights(twin))
 
 
+@pytest.mark.parametrize(
+    ("family", "p", "chosen"),
+    [("sgd", None, "nfd"), ("adam", None, "depth_mup"), ("adam", 0.25, "nfd")],
+)
+def test_without_a_rule_the_optimizer_chooses_the_one_derived_for_it(
+    family: str, p: float | None, chosen: Rule, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = []
+    for options in ({}, {"rule": chosen}):
+        module = ResidualClassifier(residual_mlp("nfd").double(), OPTIMIZERS[family])
+        callback = DepthMuPLRCallback(2, 8, p=p, **options)  # type: ignore[arg-type]
+        trainer = quiet_trainer([callback])
+        trainer.fit(module, loader())
+        trained.append(weights(module))
+    assert same(*trained)
+    assert caplog.text.count(f"rule {chosen}, depth 8 / 2") == 2
+
+
+def test_two_optimizers_each_take_their_own_rule() -> None:
+    class Two(ForeignModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            for optimizer in self.optimizers():  # type: ignore[union-attr]
+                optimizer.step()
+
+        def configure_optimizers(self) -> Any:
+            parameters = list(self.parameters())
+            return [AdamW(parameters, lr=0.01), SGD(parameters, lr=0.01)]
+
+    trainer = quiet_trainer([DepthMuPLRCallback(1, patterns=PATTERNS)])
+    trainer.fit(Two(), Batches())
+    adam, sgd = ({k.split("/")[-1]: v for k, v in lrs(o).items()} for o in trainer.optimizers)
+    assert adam["hidden_first"] == adam["hidden_last"] == 0.005
+    assert (sgd["hidden_first"], sgd["hidden_last"]) == (0.02, 0.01)
+
+
+@pytest.mark.parametrize(("family", "rule"), [("sgd", "nfd"), ("adam", "depth_mup")])
+def test_checkpoints_name_the_rule_that_was_chosen(family: str, rule: Rule, tmp_path: Path) -> None:
+    def run(callback: Callback, stage: str = "fit", **options: Any) -> Any:
+        trainer = quiet_trainer([callback])
+        module = ForeignModule(OPTIMIZERS[family])
+        getattr(trainer, stage)(module, Batches(), **options)
+        return trainer
+
+    def automatic() -> Callback:
+        return DepthMuPLRCallback(2, patterns=PATTERNS)
+
+    path = tmp_path / "any.ckpt"
+    run(automatic()).save_checkpoint(path)
+    state = torch.load(path, weights_only=True)["callbacks"]["DepthMuPLRCallback"]
+    assert state["rule"] == rule
+    for callback in (automatic(), foreign_callback(rule=rule)):
+        run(callback, ckpt_path=path)
+    run(automatic(), "test", ckpt_path=path, verbose=False)
+    other = "nfd" if rule == "depth_mup" else "depth_mup"
+    with pytest.raises(SuiteError, match=f"rule: '{rule}' in the checkpoint, '{other}' now"):
+        run(foreign_callback(rule=other), ckpt_path=path)
+
+
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "lambda": lambda o: schedulers.LambdaLR(o, lambda step: 1 / (1 + step)),
     "multiplicative": lambda o: schedulers.MultiplicativeLR(o, lambda step: 0.9),
@@ -148,7 +210,7 @@ def test_every_scheduler_schedules_the_base_rate(schedule: str, family: str) -> 
     # powers of two as ratios: multiplying by the factors rounds nothing, whatever the order
     twin = residual_mlp("nfd").double()
     module = ResidualClassifier(copy.deepcopy(twin), OPTIMIZERS[family], SCHEDULERS[schedule])
-    callback = DepthMuPLRCallback(base_depth=2, base_width=8)
+    callback = DepthMuPLRCallback(base_depth=2, base_width=8, rule="nfd")
     quiet_trainer([callback]).fit(module, loader())
     train_by_hand(
         twin,
@@ -171,7 +233,7 @@ def test_both_mechanisms_train_the_same_weights(family: str) -> None:
         module = ResidualClassifier(
             residual_mlp("nfd"), OPTIMIZERS[family], SCHEDULERS["one cycle"]
         )
-        callback = DepthMuPLRCallback(base_depth=2, base_width=8, apply=apply)  # type: ignore[arg-type]
+        callback = DepthMuPLRCallback(2, 8, rule="nfd", apply=apply)  # type: ignore[arg-type]
         quiet_trainer([callback]).fit(module, loader())
         trained.append(weights(module))
     assert same(*trained)
@@ -737,7 +799,7 @@ def test_lora_matrices_have_the_role_of_what_they_adapt() -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["c_attn", "c_proj"], r=2, fan_in_fan_out=True)
     module = LanguageModel(peft.get_peft_model(small_gpt2(), config))
-    trainer = quiet_trainer([DepthMuPLRCallback(base_depth=1, residual_scale="none")])
+    trainer = quiet_trainer([DepthMuPLRCallback(1, rule="nfd", residual_scale="none")])
     trainer.fit(module, tokens())
     assert lrs(trainer.optimizers[0]) == {
         "depth_mup/hidden_first": 0.01,

@@ -51,6 +51,30 @@ def test_every_factor_is_exactly_one_at_the_base_shape(
     assert (shapes.residual_multiplier(), shapes.readout_multiplier) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("rule", "family", "p", "chosen"),
+    [
+        ("auto", "sgd", None, "nfd"),
+        ("auto", "adam", None, "depth_mup"),
+        ("auto", "adam", 0.25, "nfd"),
+        ("nfd", "adam", None, "nfd"),
+        ("sp", "sgd", None, "sp"),
+    ],
+)
+def test_auto_is_the_rule_derived_for_the_optimizer(
+    rule: rules.RuleOrAuto,
+    family: rules.OptimizerFamily,
+    p: float | None,
+    chosen: rules.Rule,
+) -> None:
+    assert rules.rule_for(rule, family, p) == chosen
+
+
+def test_what_auto_stands_for_differs_in_learning_rates_alone() -> None:
+    assert rules.residual_multiplier("nfd", L) == rules.residual_multiplier("depth_mup", L)
+    assert rules.readout_multiplier("nfd", N) == rules.readout_multiplier("depth_mup", N)
+
+
 def test_nfd_without_correction_is_depth_mup() -> None:
     for role in rules.ROLES:
         for family in rules.FAMILIES:

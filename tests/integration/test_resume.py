@@ -67,7 +67,14 @@ def raise_error() -> None:
 
 def callback(**options: Any) -> DepthMuPLRCallback:
     return DepthMuPLRCallback(
-        **{"base_depth": 1, "base_width": 4, "patterns": PATTERNS, "verbose": False, **options}
+        **{
+            "base_depth": 1,
+            "base_width": 4,
+            "rule": "nfd",
+            "patterns": PATTERNS,
+            "verbose": False,
+            **options,
+        }
     )
 
 
