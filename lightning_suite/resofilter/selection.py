@@ -117,6 +117,11 @@ def score_column(
         )
     chosen = choose_layers((layer_number(modules[name]) for name in names), layers)
     columns = [table[name] for name in names if layer_number(modules[name]) in chosen]
+    if not columns:
+        raise SuiteError(
+            f"select: layers {layers!r}, and {by!r} was computed for modules outside of numbered "
+            f"layers: {', '.join(modules[name] for name in names)}. Say layers: all."
+        )
     return np.asarray(np.mean(columns, axis=0, dtype=np.float64))
 
 

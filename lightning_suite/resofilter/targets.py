@@ -29,6 +29,7 @@ from lightning_suite.resofilter.layer_kinds import (
 )
 
 Layers = str | int | Sequence[int]
+LAST_LAYERS = "last:3"  # those of ResoFilter's score; of a model with fewer, all
 
 # Layers that hold two matrices in one: which half of the output rows is which.
 _FUSED = {"gate_up_proj": ("gate", "up")}
@@ -199,7 +200,8 @@ def choose_layers(numbers: Iterable[int | None], layers: Layers) -> set[int | No
         layers: As in :func:`find_targets`.
 
     Raises:
-        SuiteError: ``layers`` cannot be read, or names a layer that is not there.
+        SuiteError: ``layers`` cannot be read, names a layer that is not there, or asks for more
+            than there are. Only the default, :data:`LAST_LAYERS`, takes all where there are fewer.
     """
     there = set(numbers)
     ordered = sorted(n for n in there if n is not None)
@@ -209,6 +211,12 @@ def choose_layers(numbers: Iterable[int | None], layers: Layers) -> set[int | No
         end = re.fullmatch(r"(first|last):(\d+)", layers)
         if end is not None and int(end[2]) > 0:
             count = int(end[2])
+            if ordered and count > len(ordered) and layers != LAST_LAYERS:
+                raise SuiteError(
+                    f"layers: {layers} asks for {count} layers, and there are {len(ordered)} "
+                    f"with watched modules: {', '.join(map(str, ordered))}. Write "
+                    f"{end[1]}:{len(ordered)}, or all."
+                )
             return set(ordered[:count] if end[1] == "first" else ordered[-count:])
         if not re.fullmatch(r"\d+(,\d+)*", layers):
             raise SuiteError(

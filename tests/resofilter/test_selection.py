@@ -160,6 +160,7 @@ def test_a_value_of_another_layer_that_is_not_finite_does_not_matter() -> None:
         ({"by": "adam1_mean_ab"}, "Did you mean 'adam1_mean_abs'"),
         ({"module": "gate_proj"}, "computed for no module that matches 'gate_proj'"),
         ({"layers": [7]}, "there is no layer 7"),
+        ({"layers": "last:99"}, "asks for 99 layers, and there are 4"),
         ({"by": "perplexity"}, "perplexity needs the column 'perplexity'"),
     ],
 )
@@ -167,6 +168,13 @@ def test_what_the_table_lacks_is_named(options: dict[str, Any], message: str) ->
     columns = table_columns(to_table(table()))
     with pytest.raises(SuiteError, match=message.replace("?", r"\?")):
         score_column(columns, **options)
+
+
+def test_scores_outside_of_numbered_layers_are_asked_for_by_all() -> None:
+    columns = table_columns(to_table({"sample_id": ["a"], "head.adam1_mean_abs": [1.0]}))
+    with pytest.raises(SuiteError, match="modules outside of numbered layers: head. Say layers"):
+        score_column(columns)
+    assert score_column(columns, layers="all").tolist() == [1.0]
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0]), min_size=2, max_size=30))

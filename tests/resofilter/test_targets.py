@@ -25,7 +25,13 @@ from transformers.pytorch_utils import Conv1D
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.lmcd.heads.neural import NonNegative
-from lightning_suite.resofilter.targets import find_targets, layer_number, matches
+from lightning_suite.resofilter.targets import (
+    LAST_LAYERS,
+    choose_layers,
+    find_targets,
+    layer_number,
+    matches,
+)
 
 SMALL = {
     "hidden_size": 8,
@@ -67,7 +73,7 @@ def test_the_last_three_up_projections() -> None:
         (2, [2]),
         ("0,3", [0, 3]),
         ([3, 1], [1, 3]),
-        ("last:9", [0, 1, 2, 3]),
+        ("last:4", [0, 1, 2, 3]),
     ],
 )
 def test_layers_can_be_chosen(layers: object, expected: list[int]) -> None:
@@ -250,6 +256,8 @@ def test_experts_in_one_tensor_are_named() -> None:
         ("up_prj", "all", r"nothing matches 'up_prj'. Did you mean 'up_proj'\? There are: lm_head"),
         ("up_proj", "last:0", "cannot be read"),
         ("up_proj", "latest:3", "cannot be read"),
+        ("up_proj", "last:5", r"asks for 5 layers, and there are 4 .*: 0, 1, 2, 3\. Write last:4"),
+        ("up_proj", "first:99", r"asks for 99 layers, and there are 4 .* Write first:4, or all"),
         ("up_proj", [9], r"there is no layer 9; the watched modules are in layers 0, 1, 2, 3"),
         ("lm_head", "all", r"are skipped \(lm_head: its weight is tied"),
     ],
@@ -257,6 +265,10 @@ def test_experts_in_one_tensor_are_named() -> None:
 def test_what_cannot_be_found_is_explained(modules: str, layers: object, message: str) -> None:
     with pytest.raises(SuiteError, match=message):
         find_targets(llama(tie_word_embeddings=modules == "lm_head"), modules, layers)
+
+
+def test_the_default_takes_every_layer_of_a_model_with_fewer() -> None:
+    assert choose_layers([0, 1], LAST_LAYERS) == {0, 1}
 
 
 def test_patterns_match_whole_pieces_or_globs() -> None:

@@ -91,7 +91,7 @@ def run(
         data: The data module, likewise; its training samples are scored.
         features: What is computed: names, or {name: sketch, size: 16}.
         modules: Layers to watch: all, pieces of their names such as up_proj, or globs.
-        layers: all, last:3, first:2, a number or a list of numbers.
+        layers: all, last:3 (of fewer layers, all), first:2, a number or a list of numbers.
         biases: Also watch the biases of these layers.
         include_frozen: Also watch weights that are not trained, such as those under LoRA.
         without_prompt: Also compute the loss of the answer alone, for `select --by ifd`.

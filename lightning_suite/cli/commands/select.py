@@ -67,7 +67,8 @@ def run(
         keep: Share to keep, above 0 and up to 1; int(N · (1 - keep)) samples go.
         by: A feature that was scored, or random, loss, perplexity, ifd, length, label_length.
         order: Which to keep; band drops as many from both ends.
-        layers: Whose mean is the score: all, last:3, first:2, or numbers such as 20,25.
+        layers: Whose mean is the score: all, last:3 (of fewer layers, all), first:2, or numbers
+            such as 20,25.
         module: Which modules' scores, where several were watched.
         strata: Take the same share of each group: length:4 (quarters by length), or a column of
             the data.
