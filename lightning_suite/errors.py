@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+
+# Where inside an option: keys of mappings and numbers of list items, from the outside in.
+Place = tuple[str | int, ...]
 
 
 class SuiteError(ValueError):
@@ -16,6 +19,28 @@ class SuiteError(ValueError):
 
 class MissingExtraError(SuiteError, ImportError):
     """A package of an optional extra is not installed."""
+
+
+class PlacedError(SuiteError):
+    """Parts of one option cannot be used, each at its own place.
+
+    Attributes:
+        places: Where in the option's value, and what is wrong there; the message says it all.
+
+    Args:
+        option: As the user writes it.
+        places: See above.
+
+    Example:
+        >>> raise PlacedError("features", [((0,), "'grad_nrom' is unknown.")])
+        Traceback (most recent call last):
+        lightning_suite.errors.PlacedError: features: 'grad_nrom' is unknown.
+    """
+
+    def __init__(self, option: str, places: Sequence[tuple[Place, str]] = ()) -> None:
+        texts = " ".join(text for _, text in places)
+        super().__init__(f"{option}: {texts}" if places else option)  # alone: a copy's message
+        self.places = tuple(places)
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_suite.errors import SuiteError, did_you_mean
+from lightning_suite.errors import PlacedError, SuiteError, did_you_mean
 from lightning_suite.extras import import_extra
 
 _FEED_FORWARD_KEYS = ("intermediate_size", "ffn_dim", "n_inner")
@@ -63,11 +63,12 @@ def config_class(config: Mapping[str, Any]) -> Any:
     kind = config.get("model_type")
     if kind is None:
         raise SuiteError("config: the key 'model_type' is missing, for example model_type: llama.")
-    if kind not in known:
-        raise SuiteError(
-            f"config: model_type {kind!r} is unknown to the installed transformers."
-            f"{did_you_mean(str(kind), known.keys())}"
+    if not isinstance(kind, str) or kind not in known:
+        text = (
+            f"model_type {kind!r} is unknown to the installed transformers."
+            f"{did_you_mean(kind, known.keys())}"
         )
+        raise PlacedError("config", [(("model_type",), text)])
     return known[kind]
 
 

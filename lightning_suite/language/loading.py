@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lightning_suite.errors import SuiteError, did_you_mean
+from lightning_suite.errors import PlacedError, SuiteError, did_you_mean
 from lightning_suite.extras import import_extra
 from lightning_suite.given_paths import given_path
 from lightning_suite.json_text import load_json
@@ -47,8 +47,7 @@ def causal_lm_from_config(
     values = dict(config) if isinstance(config, Mapping) else read_config(config)
     kind = config_class(values)
     arguments = {key: value for key, value in values.items() if key != "model_type"}
-    if isinstance(config, Mapping):  # files hold keys that transformers itself has retired
-        _refuse_unknown("config", arguments, _config_keys(kind), f"model_type {kind.model_type}")
+    check_config(config)
     try:
         return transformers.AutoModelForCausalLM.from_config(
             kind(**arguments),
@@ -57,6 +56,52 @@ def causal_lm_from_config(
         )
     except (ValueError, TypeError, ImportError) as err:
         raise SuiteError(f"config: no causal LM can be built from it: {err}") from err
+
+
+def check_config(config: Mapping[str, Any] | str | Path) -> None:
+    """Refuse a configuration with keys that its class does not understand.
+
+    The class itself takes any keyword and ignores it, so a mistyped one would go unnoticed.
+
+    Args:
+        config: As for :func:`causal_lm_from_config`. Files are not looked into: they hold keys
+            that transformers itself has retired.
+
+    Raises:
+        SuiteError: ``model_type`` is missing or unknown.
+        PlacedError: Other keys are.
+    """
+    if isinstance(config, Mapping):
+        kind = config_class(config)
+        known, also = _config_keys(kind)
+        _refuse_unknown("config", config, known, f"model_type {kind.model_type}", also)
+
+
+def check_lora(options: Mapping[str, Any]) -> None:
+    """Refuse keys that are no fields of ``peft.LoraConfig``.
+
+    Raises:
+        PlacedError: There are such keys.
+    """
+    known = signature(import_extra("peft", "llm").LoraConfig).parameters
+    _refuse_unknown("lora", options, known, "peft.LoraConfig")
+
+
+def _config_keys(kind: Any) -> tuple[set[str], set[str]]:
+    """Return the keys that a configuration class describes a model by, and what else it takes.
+
+    The second are attributes that can be set, and names that the base class of all of them reads
+    from older files.
+    """
+    described = {
+        name for name, p in signature(kind).parameters.items() if p.kind is not p.VAR_KEYWORD
+    }
+    described |= {*kind().to_dict(), *kind.attribute_map, "model_type"}
+    also = {name for name in dir(kind) if name[0] != "_" and not callable(getattr(kind, name))}
+    also |= {"torch_dtype", "attn_implementation", "name_or_path", "num_labels"}
+    if "rope_parameters" in described:
+        also |= {"rope_theta", "rope_scaling", "partial_rotary_factor"}
+    return described, also
 
 
 def causal_lm_from_pretrained(
@@ -134,7 +179,7 @@ def add_lora(model: Any, options: Mapping[str, Any]) -> Any:
         SuiteError: A field is unknown, or peft refuses the combination.
     """
     peft = import_extra("peft", "llm")
-    _refuse_unknown("lora", options, signature(peft.LoraConfig).parameters, "peft.LoraConfig")
+    check_lora(options)
     try:
         return peft.get_peft_model(model, peft.LoraConfig(**{"task_type": "CAUSAL_LM", **options}))
     except (ValueError, TypeError) as err:
@@ -180,17 +225,22 @@ def _dtype_keyword() -> str:
     return "dtype" if (int(version[0]), int(version[1])) >= (4, 56) else "torch_dtype"
 
 
-def _config_keys(kind: Any) -> set[str]:
-    """Return every key that a configuration class understands.
+def _refuse_unknown(
+    what: str, given: Iterable[Any], known: Collection[str], of: str, also: Collection[str] = ()
+) -> None:
+    """Raise for each key in ``given`` that is in neither ``known`` nor ``also``.
 
-    The class itself accepts any keyword, so a mistyped one would silently be ignored.
+    Args:
+        what: The option, as the user writes it.
+        given: Its keys.
+        known: Keys to suggest.
+        of: What has these keys.
+        also: Keys that are accepted, and that nobody means by a mistyped one.
     """
-    return {*kind().to_dict(), *kind.attribute_map, *signature(kind).parameters}
-
-
-def _refuse_unknown(what: str, given: Mapping[str, Any], known: Iterable[str], of: str) -> None:
-    known = set(known)
-    unknown = [key for key in given if key not in known]
-    if unknown:
-        hints = "".join(did_you_mean(key, known) for key in unknown)
-        raise SuiteError(f"{what}: {of} has no {', '.join(map(repr, unknown))}.{hints}")
+    places = [
+        ((key,), f"{of} has no {key!r}.{did_you_mean(key, known)}")
+        for key in given
+        if key not in known and key not in also
+    ]
+    if places:
+        raise PlacedError(what, places)

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_suite.errors import SuiteError, did_you_mean
+from lightning_suite.errors import PlacedError, SuiteError, did_you_mean
 from lightning_suite.resofilter.feature import REGISTRY, Feature
 from lightning_suite.resofilter.gradient_features import (
     EffectiveRank,
@@ -97,7 +97,14 @@ def make_features(
     Raises:
         SuiteError: A name or setting is unknown, or a feature is there twice.
     """
-    made = [_make(one, common or {}) for one in chosen]
+    made, wrong = [], []
+    for number, one in enumerate(chosen):
+        try:
+            made.append(_make(one, common or {}))
+        except SuiteError as err:
+            wrong.append(((number,), str(err)))
+    if wrong:
+        raise PlacedError("features", wrong)
     names = [feature.name for feature in made]
     if not made:
         raise SuiteError(f"features: none is given. Known: {', '.join(REGISTRY)}.")
@@ -155,17 +162,16 @@ def _make(chosen: str | Mapping[str, Any] | Feature, common: Mapping[str, Any]) 
         return chosen
     settings = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
     name = settings.pop("name", None)
-    if name not in REGISTRY:
+    if not isinstance(name, str) or name not in REGISTRY:
         raise SuiteError(
-            f"features: {name!r} is unknown.{did_you_mean(str(name), REGISTRY)} "
-            f"Known: {', '.join(REGISTRY)}."
+            f"{name!r} is unknown.{did_you_mean(str(name), REGISTRY)} Known: {', '.join(REGISTRY)}."
         )
     cls = REGISTRY[name]
     known = {f.name for f in fields(cls)}
     if unknown := set(settings) - known:
-        key = min(unknown)
+        key = min(unknown, key=str)
         raise SuiteError(
-            f"features: {name} has no setting {key!r}.{did_you_mean(key, known)} "
+            f"{name} has no setting {key!r}.{did_you_mean(key, known)} "
             f"It has: {', '.join(sorted(known)) or 'none'}."
         )
     return cls(**{k: v for k, v in common.items() if k in known} | settings)

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_suite.errors import SuiteError, check_choice, did_you_mean
+from lightning_suite.errors import PlacedError, check_choice, did_you_mean
 from lightning_suite.scen.answer_states import Positions
 from lightning_suite.scen.attachment import without_experts
 from lightning_suite.scen.augmentation import contexts
@@ -172,16 +172,33 @@ def expert_settings(bank: ExpertBank, training: Mapping[str, Any]) -> ExpertSett
     Raises:
         SuiteError: A field is unknown or has a value that means nothing.
     """
+    check_training(training)
     fixed: dict[str, Any] = {"kind": bank.expert, "rank": bank.rank, "positions": bank.positions}
-    known = {field.name for field in fields(ExpertSettings)} - set(fixed)
-    for name in training:
-        if name not in known:
-            raise SuiteError(
-                f"training: {name!r} is not known.{did_you_mean(name, known)} "
-                f"Choose from: {', '.join(sorted(known))}."
-            )
     chosen = bank.calibration.get("experts", {})
     return ExpertSettings(**{**fixed, "lr": chosen.get("lr"), **training})
+
+
+def check_training(training: Mapping[str, Any]) -> None:
+    """Refuse what is no setting of how experts are trained.
+
+    Args:
+        training: As for :func:`expert_settings`.
+
+    Raises:
+        PlacedError: A field is unknown, or is one that the bank says.
+    """
+    known = {field.name for field in fields(ExpertSettings)} - {"kind", "rank", "positions"}
+    unknown = [
+        (
+            (name,),
+            f"{name!r} is not known.{did_you_mean(name, known)} "
+            f"Choose from: {', '.join(sorted(known))}.",
+        )
+        for name in training
+        if name not in known
+    ]
+    if unknown:
+        raise PlacedError("training", unknown)
 
 
 def train_edits(

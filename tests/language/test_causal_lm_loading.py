@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 from tiny import TINY
 
-from lightning_suite.errors import SuiteError
+from lightning_suite.errors import PlacedError, SuiteError
 from lightning_suite.language.loading import (
     add_lora,
     causal_lm_from_config,
     causal_lm_from_pretrained,
+    check_config,
 )
 
 TOKENS = torch.arange(32).view(2, 16)
@@ -75,6 +77,32 @@ def test_the_attention_is_the_one_asked_for() -> None:
 def test_a_configuration_that_describes_no_model_is_refused(config: Any, message: str) -> None:
     with pytest.raises(SuiteError, match=message):
         causal_lm_from_config(config)
+
+
+def test_all_unknown_keys_are_refused_at_their_places() -> None:
+    with pytest.raises(PlacedError) as refused:
+        check_config({**TINY["llama"], "num_hidden_layer": 2, "kwargs": {}, "hiden_size": 8})
+    places = dict(refused.value.places)
+    assert list(places) == [("num_hidden_layer",), ("kwargs",), ("hiden_size",)]
+    assert "Did you mean 'num_hidden_layers'?" in places["num_hidden_layer",]
+    assert all(text in str(refused.value) for text in places.values())
+    assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"num_labels": 3, "use_cache": False, "torch_dtype": "float32"},  # of every class
+        {"rope_theta": 1e6},  # an older name that the class still reads
+        {"architectures": ["LlamaForCausalLM"], "transformers_version": "4.40.0"},
+    ],
+)
+def test_what_a_configuration_class_takes_is_not_refused(more: dict[str, Any]) -> None:
+    check_config({**TINY["llama"], **more})
+
+
+def test_common_and_own_names_of_a_model_type_are_both_known() -> None:
+    check_config({"model_type": "gpt2", "n_layer": 2, "hidden_size": 8})  # n_embd is its own
 
 
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_suite.errors import SuiteError
+from lightning_suite.errors import PlacedError, SuiteError
 from lightning_suite.resofilter import rows as rows_module
 from lightning_suite.resofilter.features import (
     REGISTRY,
@@ -226,3 +226,9 @@ def test_features_are_made_from_names_and_settings() -> None:
 def test_wrong_features_are_named(chosen: list[object], message: str) -> None:
     with pytest.raises(SuiteError, match=message.replace("?", r"\?")):
         make_features(chosen)
+
+
+def test_all_wrong_features_are_named_at_once() -> None:
+    with pytest.raises(PlacedError) as refused:
+        make_features(["grad_nrom", "grad_max", {"name": ["grad_l1"]}])
+    assert [place for place, _ in refused.value.places] == [(0,), (2,)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_suite.errors import SuiteError, did_you_mean
+from lightning_suite.errors import PlacedError, SuiteError, did_you_mean
 from lightning_suite.scen.answers import Answerer
 from lightning_suite.scen.baselines.fine_tune import FineTune
 from lightning_suite.scen.baselines.grace import Grace
@@ -64,18 +64,23 @@ def read_baselines(wanted: Sequence[str | Mapping[str, Any]]) -> list[tuple[str,
     """Return name and arguments of each baseline.
 
     Raises:
-        SuiteError: A name is unknown.
+        PlacedError: Names are unknown.
     """
-    found = []
-    for entry in wanted:
+    found: list[tuple[str, dict[str, Any]]] = []
+    unknown = []
+    for number, entry in enumerate(wanted):
         options = {"name": entry} if isinstance(entry, str) else dict(entry)
         name = options.pop("name", None)
-        if name not in BASELINES:
-            raise SuiteError(
-                f"baselines: {name!r} is not known.{did_you_mean(str(name), BASELINES)} "
-                f"Choose from: {', '.join(BASELINES)}."
-            )
-        found.append((name, options))
+        if isinstance(name, str) and name in BASELINES:
+            found.append((name, options))
+            continue
+        text = (
+            f"{name!r} is not known.{did_you_mean(name, BASELINES)} "
+            f"Choose from: {', '.join(BASELINES)}."
+        )
+        unknown.append(((number,), text))
+    if unknown:
+        raise PlacedError("baselines", unknown)
     return found
 
 
