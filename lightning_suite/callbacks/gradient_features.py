@@ -11,23 +11,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_suite.errors import SuiteError, check_choice
 from lightning_suite.resofilter.features import make_features
 from lightning_suite.resofilter.manifest import environment, make_manifest
-from lightning_suite.resofilter.online import (
-    BatchSamples,
-    RunningMeans,
-    read_samples,
-    refuse_compiled,
-)
+from lightning_suite.resofilter.online import read_samples
+from lightning_suite.resofilter.online_store import OnlineStore
 from lightning_suite.resofilter.precision import (
     precision_of,
     refuse_low_precision,
     warn_of_rounded_products,
 )
-from lightning_suite.resofilter.probe import Rows
-from lightning_suite.resofilter.recorder import FeatureRecorder, refuse_mixing_layers
+from lightning_suite.resofilter.recorder import refuse_compiled, refuse_mixing_layers
 from lightning_suite.resofilter.reduction import REDUCTIONS, Reduction, reduction_of_tokens
-from lightning_suite.resofilter.store import ScoreStore, shard_files
+from lightning_suite.resofilter.running_means import RunningMeans
 from lightning_suite.resofilter.targets import find_targets
-from lightning_suite.resofilter.verification import GradientCheck
+from lightning_suite.resofilter.training_recorder import TrainingRecorder, group_of
 from lightning_suite.strategies import refuse_sharded_parameters
 
 _VERSION = 1
@@ -131,14 +126,11 @@ class GradientFeatureCallback(Callback):
         self.allow_low_precision = allow_low_precision
         self.batch_first = batch_first
         self.verify = True
-        self._check: GradientCheck | None = None
         self._batches = 0  # trained on so far
         self._restored: dict[str, Any] | None = None
         self._path: Path | None = None
-        self._recorder: FeatureRecorder | None = None
-        self._store: ScoreStore | None = None
-        self._samples: BatchSamples | None = None  # of the batch in flight
-        self._rows: Rows | None = None
+        self._recording: TrainingRecorder | None = None
+        self._store: OnlineStore | None = None
         self._step = 0
 
     @property
@@ -168,49 +160,33 @@ class GradientFeatureCallback(Callback):
         for name, reason in targets.skipped.items():
             rank_zero_info(f"GradientFeatureCallback: {name} is not watched: {reason}.")
         self._tokens = reduction_of_tokens(pl_module)
-        self._unverified = self.verify
-        self._recorder = FeatureRecorder(targets.found, features)
-        self._recorder.attach()
+        self._recording = TrainingRecorder(
+            targets.found, features, verify=self.verify, batch_first=self.batch_first
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the store; in a resumed run, with the rows of what is not trained on again."""
-        if self._recorder is None:
+        if self._recording is None:
             return
         refuse_mixing_layers(pl_module)
         self._products = precision_of(pl_module, pl_module.device)
-        warn_of_rounded_products(self._recorder.features, self._products)
+        recorder = self._recording.recorder
+        warn_of_rounded_products(recorder.features, self._products)
         restored, self._restored = self._restored, None
         if restored is not None:
             self._batches = restored["batches"]
-            self._recorder.unambiguous.update(restored.get("batch_first", []))
+            recorder.unambiguous.update(restored.get("batch_first", []))
         elif trainer.global_step == 0:
             self._batches = 0
-        self._means = RunningMeans(self._recorder)
-        weight = getattr(self._recorder.targets[0].module, self._recorder.targets[0].parameter)
-        self._group = next(
-            (
-                group
-                for optimizer in trainer.optimizers
-                for group in optimizer.param_groups
-                if any(p is weight for p in group["params"])
-            ),
-            trainer.optimizers[0].param_groups[0],
-        )
+        self._means = RunningMeans(recorder)
+        self._group = group_of(recorder.targets[0], trainer.optimizers)
         log_dir = trainer.log_dir  # a broadcast: on every rank
         if getattr(trainer, "fast_dev_run", False):
             return
         self._path = Path(self.folder or Path(log_dir or "", "gradient_features"))
-        before = None if restored is None else Path(restored["folder"])
         if trainer.is_global_zero:
             self._store = self._open(self._path, trainer, pl_module)
-            if self._batches:
-                moved = before is not None and before.resolve() != self._path.resolve()
-                self._store.keep_batches(self._batches, before if moved else None)
-            elif shard_files(self._path):
-                raise SuiteError(
-                    f"{self._path}: holds the rows of another run. Give another folder, or go on "
-                    "with that run from its checkpoint."
-                )
+            self._store.go_on(self._batches, None if restored is None else Path(restored["folder"]))
         trainer.strategy.barrier("gradient_features")
         if not trainer.is_global_zero:
             self._store = self._open(self._path, trainer, pl_module)
@@ -219,8 +195,7 @@ class GradientFeatureCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Watch this batch, where it is one to be recorded."""
-        self._rows = None
-        if self._recorder is None or trainer.global_step % self.every_n_steps:
+        if self._recording is None or trainer.global_step % self.every_n_steps:
             return
         # hooks see the gradients of what is differentiated
         scale = 1.0
@@ -229,20 +204,9 @@ class GradientFeatureCallback(Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
             scale /= scaler.get_scale()
-        self._samples = read_samples(batch, self.ids, self.reduction, scale, self._tokens)
+        samples = read_samples(batch, self.ids, self.reduction, scale, self._tokens)
         self._step = trainer.global_step
-        known = self._recorder.unambiguous
-        if self.batch_first:
-            known = {target.name for target in self._recorder.targets}
-        if self._unverified:
-            self._check = GradientCheck(self._recorder.targets)
-            self._check.attach()
-        self._recorder.start(
-            len(self._samples.ids),
-            multipliers=self._samples.multipliers,
-            batch_first=known,
-            observer=None if self._check is None else self._check.observe,
-        )
+        self._recording.start(samples)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the features; weights and rate are still those of the forward pass."""
@@ -263,12 +227,9 @@ class GradientFeatureCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Add the batch's rows to the store, and log."""
-        if self._recorder is None:
+        if self._recording is None:
             return
-        self._recorder.cancel()
-        self._detach_check()
-        self._samples = None
-        rows, self._rows = self._rows, None
+        rows = self._recording.end()
         self._batches += 1
         if rows is None:
             return
@@ -301,7 +262,7 @@ class GradientFeatureCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return of how many batches the rows so far are, where they are, and known layouts."""
         folder = "" if self._path is None else str(self._path.resolve())
-        known = [] if self._recorder is None else sorted(self._recorder.unambiguous)
+        known = [] if self._recording is None else sorted(self._recording.recorder.unambiguous)
         return {
             "version": _VERSION,
             "batches": self._batches,
@@ -318,12 +279,13 @@ class GradientFeatureCallback(Callback):
             )
         self._restored = state_dict
 
-    def _open(self, path: Path, trainer: Trainer, pl_module: LightningModule) -> ScoreStore:
-        assert self._recorder is not None
+    def _open(self, path: Path, trainer: Trainer, pl_module: LightningModule) -> OnlineStore:
+        assert self._recording is not None
+        recorder = self._recording.recorder
         manifest = make_manifest(
             None,
-            self._recorder.targets,
-            self._recorder.features,
+            recorder.targets,
+            recorder.features,
             mode="online",
             model=type(pl_module).__name__,
             reduction=self.reduction,
@@ -334,12 +296,12 @@ class GradientFeatureCallback(Callback):
                 "products": self._products,
             },
         )
-        return ScoreStore(
+        return OnlineStore(
             path,
             manifest,
             rank=trainer.global_rank,
             rows_per_shard=self.rows_per_shard,
-            float64_columns=self._recorder.float64_columns,
+            float64_columns=recorder.float64_columns,
         )
 
     def _log(self, trainer: Trainer, device: torch.device) -> None:
@@ -357,25 +319,9 @@ class GradientFeatureCallback(Callback):
             logger.log_metrics(summary, step=self._step)
 
     def _take(self) -> None:
-        if self._recorder is None or self._samples is None:
-            return
-        samples, self._samples = self._samples, None
-        features = self._recorder.finish()
-        check = self._detach_check()
-        if check is not None and check.passed():
-            self._unverified = False
-        self._rows = samples.rows(
-            features,
-            step=self._step,
-            batch=self._batches,
-            lr=float(self._group["lr"]),
-        )
-
-    def _detach_check(self) -> GradientCheck | None:
-        check, self._check = self._check, None
-        if check is not None:
-            check.detach()
-        return check
+        if self._recording is not None and self._recording.waits:
+            lr = float(self._group["lr"])  # of a tensor on a GPU it waits: not in every batch
+            self._recording.take(step=self._step, batch=self._batches, lr=lr)
 
     def _finish(self) -> None:
         try:
@@ -385,7 +331,6 @@ class GradientFeatureCallback(Callback):
             self._release()
 
     def _release(self) -> None:
-        self._detach_check()
-        if self._recorder is not None:
-            self._recorder.detach()
-        self._recorder, self._store, self._samples, self._rows = None, None, None, None
+        if self._recording is not None:
+            self._recording.detach()
+        self._recording, self._store = None, None

@@ -277,3 +277,21 @@ def refuse_mixing_layers(model: nn.Module) -> None:
                 f"{name}: batch normalisation {what} mixes the samples of a batch, and no "
                 f"gradient belongs to one of them. Use GroupNorm or LayerNorm, or {remedy}."
             )
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Refuse a model of which a part is compiled.
+
+    Raises:
+        SuiteError: It is.
+    """
+    # Lightning unwraps a compiled module and keeps what it needs to wrap it again
+    compiled = getattr(model, "_compiler_ctx", None) is not None or any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+    if compiled:
+        raise SuiteError(
+            "the model is compiled, and what reads each sample's gradient is Python code that "
+            "torch.compile would trace once and leave in. Train without torch.compile."
+        )

@@ -91,39 +91,6 @@ class ScoreStore:
         if sum(len(table) for table in self._waiting) >= self.rows_per_shard:
             self.flush()
 
-    def keep_batches(self, before: int, source: str | Path | None = None) -> None:
-        """Keep the rows of the batches that a resumed run does not train on again.
-
-        Args:
-            before: Rows of this batch and later ones go.
-            source: Another folder of online scores, to take the rows from; its own files stay as
-                they are. None takes this folder's, and rewrites the shards that lose rows.
-
-        Raises:
-            SuiteError: The other folder's scores were made in another way.
-        """
-        compute = import_extra("pyarrow.compute", "llm")
-        if source is not None and (
-            changes := manifest_difference(read_manifest(source), read_manifest(self.folder))
-        ):
-            raise SuiteError(
-                f"{source}: the run that is continued made its scores in another way:\n  "
-                + "\n  ".join(changes)
-            )
-        for path in shard_files(source or self.folder):
-            table = read_shard(path)
-            if "batch" not in table.column_names:
-                raise SuiteError(f"{path}: says of no row in which batch it was.")
-            kept = table.filter(compute.less(table["batch"], before))
-            target = self.folder / SHARDS / path.name
-            if len(kept) == len(table) and target.exists():
-                continue
-            if len(kept):
-                write_table(kept, target)
-            else:
-                target.unlink(missing_ok=True)
-        self._number()
-
     def flush(self) -> None:
         """Write what was added since the last shard.
 

@@ -7,14 +7,10 @@ import torch
 from torch import nn
 
 from lightning_suite.errors import SuiteError
-from lightning_suite.resofilter.features import make_features
 from lightning_suite.resofilter.online import (
-    RunningMeans,
     content_ids,
     read_samples,
 )
-from lightning_suite.resofilter.recorder import FeatureRecorder
-from lightning_suite.resofilter.targets import find_targets
 
 
 def test_equal_content_has_equal_ids_wherever_it_stands() -> None:
@@ -94,24 +90,3 @@ def test_rows_of_samples_without_labels_or_finite_values() -> None:
     assert rows["status"] == ["ok", "no_labels", "nonfinite"]
     assert rows["m.sketch"][0].tolist() == [1.0, 2.0]
     assert rows["m.sketch"][1].isnan().all()
-
-
-def test_running_means_are_of_finite_samples_since_the_last_time() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    recorder = FeatureRecorder(find_targets(model).found, make_features(["grad_norm", "sketch"]))
-    means = RunningMeans(recorder)
-
-    def rows(first: list[float], second: list[float]) -> dict[str, torch.Tensor]:
-        sketch = torch.zeros(len(first), 64)
-        return {
-            "0.grad_norm": torch.tensor(first),
-            "1.grad_norm": torch.tensor(second),
-            "0.sketch": sketch,
-            "1.sketch": sketch,
-        }
-
-    means.add(rows([1.0, torch.nan], [3.0, 1.0]))
-    means.add(rows([6.0], [6.0]))
-    assert means.summary(*means.pop()) == {"grad_norm": 4.0, "grad_norm_max": 6.0, "samples": 2}
-    means.add(rows([1.0], [1.0]))
-    assert means.summary(*means.pop()) == {"grad_norm": 1.0, "grad_norm_max": 1.0, "samples": 1}

@@ -13,7 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from lightning_suite.errors import SuiteError
 from lightning_suite.resofilter.batch import AmbiguousRowsError
 from lightning_suite.resofilter.features import REGISTRY, make_features
-from lightning_suite.resofilter.recorder import FeatureRecorder, probing, refuse_mixing_layers
+from lightning_suite.resofilter.recorder import (
+    FeatureRecorder,
+    probing,
+    refuse_compiled,
+    refuse_mixing_layers,
+)
 from lightning_suite.resofilter.targets import find_targets
 from tests.reference.resofilter_reference import autograd_gradients
 
@@ -423,3 +428,11 @@ def test_a_mixing_layer_is_named() -> None:
     with pytest.raises(SuiteError, match="1: batch normalisation in training mode"):
         refuse_mixing_layers(model)
     refuse_mixing_layers(model.eval())
+
+
+def test_a_model_with_a_compiled_part_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    refuse_compiled(model)
+    model[1].compile(backend="eager")
+    with pytest.raises(SuiteError, match=r"Train without torch\.compile"):
+        refuse_compiled(model)

@@ -1,0 +1,67 @@
+"""A training that goes on finds the rows of the batches behind it, and no others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_suite.errors import SuiteError
+from lightning_suite.resofilter.online_store import OnlineStore
+from lightning_suite.resofilter.store import merge_shards, shard_files
+
+
+def rows(batch: int) -> dict[str, Any]:
+    return {"sample_id": ["a", "b"], "status": ["ok", "ok"], "batch": [batch, batch]}
+
+
+def store_of_three_batches(folder: Path, **manifest: Any) -> OnlineStore:
+    """Two batches in the first shard, one in the second."""
+    store = OnlineStore(folder, manifest, rows_per_shard=4)
+    for batch in range(3):
+        store.add(rows(batch))
+    store.flush()
+    return store
+
+
+def batches(folder: Path) -> list[int]:
+    found: list[int] = merge_shards(folder)["batch"].to_pylist()
+    return sorted(found)
+
+
+def test_rows_of_what_is_trained_on_again_go(tmp_path: Path) -> None:
+    store_of_three_batches(tmp_path)
+    resumed = OnlineStore(tmp_path, {})
+    resumed.go_on(1)
+    assert batches(tmp_path) == [0, 0]
+    assert len(shard_files(tmp_path)) == 1
+    resumed.add(rows(1))
+    resumed.flush()
+    assert batches(tmp_path) == [0, 0, 1, 1]
+
+
+def test_from_another_folder_the_rows_are_copied(tmp_path: Path) -> None:
+    store_of_three_batches(tmp_path / "before")
+    OnlineStore(tmp_path / "now", {}).go_on(2, tmp_path / "before")
+    assert batches(tmp_path / "now") == [0, 0, 1, 1]
+    assert batches(tmp_path / "before") == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_same_folder_under_another_name_is_not_copied(tmp_path: Path) -> None:
+    store_of_three_batches(tmp_path / "run")
+    OnlineStore(tmp_path / "run", {}).go_on(2, tmp_path / "run" / ".." / "run")
+    assert batches(tmp_path / "run") == [0, 0, 1, 1]
+
+
+def test_a_training_that_begins_overwrites_nothing(tmp_path: Path) -> None:
+    OnlineStore(tmp_path / "new", {}).go_on(0)
+    store = store_of_three_batches(tmp_path / "old")
+    with pytest.raises(SuiteError, match="old: holds the rows of another run"):
+        store.go_on(0)
+
+
+def test_scores_that_were_made_in_another_way_are_not_continued(tmp_path: Path) -> None:
+    store_of_three_batches(tmp_path / "before", reduction="mean")
+    with pytest.raises(SuiteError, match=r'another way:\s+reduction: "mean" -> "sum"'):
+        OnlineStore(tmp_path / "now", {"reduction": "sum"}).go_on(2, tmp_path / "before")
