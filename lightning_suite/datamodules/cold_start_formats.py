@@ -29,6 +29,7 @@ from lightning_suite.datamodules.cold_start_sources import (
     PLAIN,
     Answer,
     Exercise,
+    missing_files,
     read_csv,
     read_plain,
     split_ids,
@@ -81,9 +82,11 @@ def _detect(folder: Path) -> str:
         return "educdm"
     if any(name.endswith(".csv") and _has(folder / name, "QuestionId") for name in names):
         return "lmcd"
+    if names & set(PLAIN):
+        raise SuiteError(missing_files(folder, [name for name in PLAIN[:2] if name not in names]))
     raise SuiteError(
-        f"{folder}: holds none of the known formats ({', '.join(FORMATS)}). The plain one is "
-        f"{', '.join(PLAIN)}."
+        f"{folder}: holds none of the known formats ({', '.join(FORMATS)}). For the plain one, "
+        f"{missing_files(folder, PLAIN)}"
     )
 
 

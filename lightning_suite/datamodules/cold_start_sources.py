@@ -22,6 +22,11 @@ from lightning_suite.errors import SuiteError, did_you_mean
 
 Repeats = Literal["refuse", "first", "last"]
 PLAIN = ("interactions.csv", "exercises.csv", "kcs.csv")
+_CONTENT = {
+    PLAIN[0]: "one answer a row, columns student_id, exercise_id, correct (0 or 1)",
+    PLAIN[1]: "one exercise a row, columns exercise_id, text, kc_ids (separated by ;)",
+    PLAIN[2]: "one skill a row, columns kc_id, name",
+}
 
 
 @dataclass(frozen=True)
@@ -182,17 +187,33 @@ def read_plain(folder: Path) -> tuple[Iterator[Answer], list[Exercise], list[KC]
     Raises:
         SuiteError: A file or a column is missing.
     """
+    if missing := [name for name in PLAIN[:2] if not (folder / name).is_file()]:
+        raise SuiteError(missing_files(folder, missing))
     has_kcs = (folder / PLAIN[2]).is_file()
     columns = ("exercise_id", "text", *(("kc_ids",) if has_kcs else ()))
     exercises = [
         Exercise(row["exercise_id"], row["text"], split_ids(row.get("kc_ids", "")), where)
         for where, row in read_csv(folder / PLAIN[1], columns)
     ]
+    used = next((exercise for exercise in exercises if exercise.kcs), None)
+    if used and not has_kcs:
+        raise SuiteError(
+            f"{missing_files(folder, PLAIN[2:])} {used.where} needs {', '.join(used.kcs)}; without "
+            "skills, leave the column kc_ids out."
+        )
     kcs = [
         KC(row["kc_id"], row["name"], row.get("parent_id", ""), row.get("domain", ""), where)
         for where, row in (read_csv(folder / PLAIN[2], ("kc_id", "name")) if has_kcs else ())
     ]
     return read_answers(folder / PLAIN[0]), exercises, kcs
+
+
+def missing_files(folder: Path, names: Sequence[str]) -> str:
+    """Say which files of the plain format a folder lacks, and what they hold."""
+    there = [name for name in PLAIN if (folder / name).is_file()]
+    has = f" The folder has {' and '.join(there)}." if there else ""
+    lacks = "; ".join(f"{name} ({_CONTENT[name]})" for name in names)
+    return f"{folder}: there is no {lacks}.{has}"
 
 
 def read_answers(file: Path) -> Iterator[Answer]:

@@ -16,6 +16,7 @@ from cold_start_folders import (
     write_inscd,
     write_lmcd,
     write_plain,
+    write_rows,
     write_xes3g5m,
 )
 
@@ -128,6 +129,32 @@ def test_an_empty_file_is_named_with_the_header_it_needs(file: str, tmp_path: Pa
     path.write_text("")
     with pytest.raises(SuiteError, match=f"{file}: the file is empty.*columns: {header}"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["auto", "plain"])
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("interactions.csv", r"no interactions.csv \(one answer a row, columns student_id, exerc"),
+        ("exercises.csv", r"no exercises.csv \(one exercise a row, columns exercise_id, text, kc"),
+        (
+            "kcs.csv",
+            r"no kcs.csv \(one skill a row, columns kc_id, name\). .*row 1 needs add",
+        ),
+    ],
+)
+def test_a_file_that_is_not_there_is_named_with_what_it_holds(
+    file: str, message: str, form: str, tmp_path: Path
+) -> None:
+    (write_plain(tmp_path) / file).unlink()
+    with pytest.raises(SuiteError, match=message):
+        check_responses(*read_source(str(tmp_path), form))
+
+
+def test_without_skills_there_is_no_file_of_skills(tmp_path: Path) -> None:
+    (write_plain(tmp_path) / "kcs.csv").unlink()
+    write_rows(tmp_path / "exercises.csv", ("exercise_id", "text"), texts().items())
+    assert read(tmp_path).kcs == []
 
 
 def test_repeated_answers_are_kept_as_asked(tmp_path: Path) -> None:
