@@ -11,7 +11,14 @@ from typing import Any
 _NEXT = {"SCENModule": "predict", "LMCDModule": "predict"}
 
 
-def last_lines(module: Any, words: Sequence[str], folder: str, checkpoint: str = "") -> list[str]:
+def last_lines(
+    module: Any,
+    words: Sequence[str],
+    folder: str,
+    checkpoint: str = "",
+    *,
+    replaced: bool = False,
+) -> list[str]:
     r"""Return the last lines of a fit.
 
     Args:
@@ -19,6 +26,7 @@ def last_lines(module: Any, words: Sequence[str], folder: str, checkpoint: str =
         words: Of the command line, without the program: ``fit -c my.yaml``.
         folder: Of the run.
         checkpoint: The best one; empty without.
+        replaced: Whether it took the place of an earlier file.
 
     Example:
         >>> class SCENModule:
@@ -39,7 +47,8 @@ def last_lines(module: Any, words: Sequence[str], folder: str, checkpoint: str =
         with_checkpoint = "" if named else checkpoint  # the configuration names what was made
     lines["Report"] = f"lightning-suite report {shlex.quote(folder)}"
     if checkpoint:
-        lines["Checkpoint"] = checkpoint
+        earlier = " (of this fit; an earlier file of that name is replaced)" if replaced else ""
+        lines["Checkpoint"] = f"{checkpoint}{earlier}"
     command = next((_NEXT[name] for name in classes if name in _NEXT), None)
     if command is not None:
         again = [command, *_without_checkpoint(words[1:])]

@@ -238,15 +238,22 @@ class SuiteCLI(LightningCLI):
         if self.trainer.is_global_zero and folder is not None:
             log_artifacts(self.trainer.loggers, folder, self.trainer.global_step)
 
+    def before_fit(self) -> None:
+        """Remember the checkpoints that are there: a fixed name is used again by every fit."""
+        folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
+        self.earlier = {str(path) for path in Path(folder).glob("*.ckpt")} if folder else set()
+
     def after_fit(self) -> None:
         """Say where the results are."""
         if self.trainer.loggers and not self._get(self.config, "trainer").fast_dev_run:
             folder = self.trainer.log_dir
             if self.trainer.is_global_zero:
                 best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+                replaced = best in self.earlier
                 here = f"{Path.cwd()}{os.sep}"  # as short as the folder's
                 best = best.removeprefix(here).removeprefix("./")
-                lines = last_lines(self.model, self.words, str(Path(folder or ".")), best)
+                run = str(Path(folder or "."))
+                lines = last_lines(self.model, self.words, run, best, replaced=replaced)
                 print("", *lines, sep="\n")
 
 

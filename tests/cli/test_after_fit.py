@@ -48,6 +48,16 @@ def test_the_next_command_takes_the_new_checkpoint(kind: type, words: list[str])
     assert lines[-1] == "Next:       lightning-suite predict -c lmcd.yaml --ckpt_path best.ckpt"
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_checkpoint_that_took_the_place_of_an_earlier_one_is_said_to_be_this_fit_s(
+    replaced: bool,
+) -> None:
+    lines = last_lines(LMCDModule(), ["fit"], "runs/v1", "runs/best.ckpt", replaced=replaced)
+    note = " (of this fit; an earlier file of that name is replaced)" if replaced else ""
+    assert f"Checkpoint: runs/best.ckpt{note}" in lines
+    assert lines[-1] == "Next:       lightning-suite predict --ckpt_path runs/best.ckpt"
+
+
 def test_of_a_users_module_nothing_is_presumed() -> None:
     lines = last_lines(TheirModule(), ["fit", "-c", "a.yaml"], "lightning_logs/version_0")
     assert lines == [

@@ -60,6 +60,24 @@ def test_fit_of_a_foreign_module_leaves_a_run_folder(project, capsys):
     assert record["ended"] >= record["time"]
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_checkpoint_of_a_fixed_name_is_that_of_the_newest_fit(project, capsys):
+    kept = overlay(
+        project / "kept.yaml",
+        "lightning.pytorch.callbacks.ModelCheckpoint",
+        dirpath="kept",
+        filename="best",
+        enable_version_counter=False,
+    )
+    saved = []
+    for epochs in (1, 2):
+        assert main(["fit", "-c", "base.yaml", "-c", kept, f"--trainer.max_epochs={epochs}"]) == 0
+        said = capsys.readouterr().out.partition("Checkpoint: ")[2].splitlines()[0]
+        saved.append((said, torch.load("kept/best.ckpt", weights_only=True)["epoch"]))
+    replaced = "kept/best.ckpt (of this fit; an earlier file of that name is replaced)"
+    assert saved == [("kept/best.ckpt", 0), (replaced, 1)]
+
+
 def test_a_run_that_stops_notes_why(project):
     (project / "stopping.py").write_text(
         "from lightning.pytorch import Callback\n"
