@@ -13,6 +13,7 @@ from pathlib import Path
 from lightning_suite.errors import SuiteError
 from lightning_suite.report.layout import notice, prose
 from lightning_suite.report.scen_figures import METRICS, draw_edits, read_rows
+from lightning_suite.report.scen_gate_counts import gate_counts
 from lightning_suite.report.svg import inline_svg
 from lightning_suite.report.tables import html_table, short_number
 
@@ -26,7 +27,7 @@ def edit_cards(tables: Mapping[str, Path]) -> list[str]:
         tables: CSV files by the name of their artifact.
     """
     parts = []
-    for build in (_tiles, _figures, _before_and_after):
+    for build in (_tiles, _decisions, _figures, _before_and_after):
         try:
             parts += build(tables)
         except (SuiteError, ValueError) as err:
@@ -35,18 +36,31 @@ def edit_cards(tables: Mapping[str, Path]) -> list[str]:
 
 
 def _tiles(tables: Mapping[str, Path]) -> list[str]:
-    rows = read_rows(tables, "scen_summary", ("system", "edits", *METRICS))
-    if not rows:
+    tiles = []
+    for first in read_rows(tables, "scen_summary", ("system", "edits", *METRICS))[:1]:
+        note = f"{first['system']}, {int(first['edits']):,} edits"
+        tiles = [_tile(name, short_number(first[name]), note) for name in METRICS if first[name]]
+    return [f'<dl class="tiles">{"".join(tiles)}</dl>'] if tiles else []
+
+
+def _decisions(tables: Mapping[str, Path]) -> list[str]:
+    counts = gate_counts(tables)
+    if counts is None:
         return []
-    first = rows[0]
-    note = f"{first['system']}, {int(first['edits']):,} edits"
-    tiles = "".join(
-        f'<div class="card"><dt>{name}</dt><dd>{short_number(first[name])}'
-        f"<small>{escape(note)}</small></dd></div>"
-        for name in METRICS
-        if first[name]
+    which = "" if counts.edits is None else f"{counts.edits:,} different edits fired; "
+    tile = _tile(
+        "questions answered by an edit",
+        f"{counts.fired:,} of {counts.questions:,}",
+        f"{which}the base model answered the rest",
     )
-    return [f'<dl class="tiles">{tiles}</dl>'] if tiles else []
+    return [f'<dl class="tiles">{tile}</dl>']
+
+
+def _tile(name: str, value: str, note: str) -> str:
+    return (
+        f'<div class="card"><dt>{escape(name)}</dt><dd>{escape(value)}'
+        f"<small>{escape(note)}</small></dd></div>"
+    )
 
 
 def _figures(tables: Mapping[str, Path]) -> list[str]:

@@ -15,6 +15,7 @@ from lightning_suite.report.metrics import METRICS, Series, panels, read_metrics
 from lightning_suite.report.runs import Run, open_run
 from lightning_suite.report.scen_figures import METRICS as EDIT_METRICS
 from lightning_suite.report.scen_figures import Row, read_rows
+from lightning_suite.report.scen_gate_counts import gate_counts
 
 _MOST_KEYS = 5_000  # of a configuration; more is hardly one that a person compares
 _DEEPEST = 30
@@ -206,6 +207,16 @@ def _edits(tables: Mapping[str, Path]) -> list[Figure]:
     ]
 
 
+def _gates(tables: Mapping[str, Path]) -> list[Figure]:
+    counts = gate_counts(tables)
+    if counts is None:
+        return []
+    return [
+        Figure("questions", counts.questions),
+        Figure("questions answered by an edit", counts.fired),
+    ]
+
+
 def _diagnosis(tables: Mapping[str, Path]) -> list[Figure]:
     rows = read_rows(tables, "lmcd_scores", ("system", "auc"))
     names = {"lmcd": "AUC", "floor": "floor AUC", "ceiling": "ceiling AUC"}
@@ -225,7 +236,7 @@ def _figures(rows: Sequence[Row], label: str, columns: Mapping[str, str]) -> lis
     ]
 
 
-_FIGURES = (_sweep, _slopes, _scores, _edits, _diagnosis)
+_FIGURES = (_sweep, _slopes, _scores, _edits, _gates, _diagnosis)
 
 
 def _metrics(series: Mapping[str, Series]) -> list[Figure]:

@@ -24,7 +24,7 @@ from lightning_suite.run_folder import RunFolder
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.evaluation import ScoredPrompt, checkpoints_up_to
 from lightning_suite.scen.evaluation_tables import OUTCOMES as WRITTEN
-from lightning_suite.scen.evaluation_tables import write_evaluation
+from lightning_suite.scen.evaluation_tables import write_answers, write_evaluation
 
 EDITS = [Edit(f"e{n}", f"What is {n}?", f"new {n}", subject=str(n)) for n in range(30)]
 
@@ -85,15 +85,30 @@ def test_an_evaluation_is_shown_as_numbers_figures_and_answers(tmp_path: Path) -
         ("generality", "0.6667", "scen, 30 edits"),
         ("locality", "1", "scen, 30 edits"),
     ]
+    # 30 edits and 20 of their 30 rephrases reached an edit, and none of 60 other prompts
+    decided = re.findall(r"<dt>questions answered by an edit</dt><dd>([^<]*)<small>([^<]*)", page)
+    assert decided == [("50 of 120", "the base model answered the rest")]
     assert page.count("<svg") == 3
     assert "the old answer &lt;i&gt;" in page
     assert "<b>mine</b>" not in page
     assert "<i>" not in page
 
 
+def test_of_questions_that_were_asked_the_edits_that_fired_are_counted(tmp_path: Path) -> None:
+    answers = [
+        {"prompt": f"What is {n}?", "before": "?", "answer": "!", "fired": fired}
+        for n, fired in enumerate(["e1", "e1", "e2", None])
+    ]
+    write_answers(RunFolder(tmp_path), answers)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    decided = re.findall(r"<dt>questions answered by an edit</dt><dd>([^<]*)<small>([^<]*)", page)
+    assert decided == [("3 of 4", "2 different edits fired; the base model answered the rest")]
+
+
 def test_a_system_without_a_gate_has_no_figures_of_one(tmp_path: Path) -> None:
     page = page_of(tmp_path, scored("fine_tune", gated=False))
     assert titles(page)[:2] == ["As the edits grow in number", "Before and after"]
+    assert "answered by an edit" not in page
 
 
 def test_one_edit_is_enough(tmp_path: Path) -> None:

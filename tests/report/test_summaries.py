@@ -56,6 +56,13 @@ from lightning_suite.run_folder import RunFolder
             {"edits": 50, "reliability": 1},
         ),
         (
+            "answers",
+            "scen_answers",
+            [{"prompt": "a", "fired": "e1"}, {"prompt": "b", "fired": None}],
+            "SCEN",
+            {"questions": 2, "questions answered by an edit": 1},
+        ),
+        (
             "diagnosis",
             "lmcd_scores",
             [{"system": "lmcd", "auc": 0.7}, {"system": "floor", "auc": 0.6}],
