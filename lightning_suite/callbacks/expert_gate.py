@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -286,7 +287,9 @@ class ExpertGateCallback(Callback):
         if self.tokenizer is not None:
             return load_tokenizer(self.tokenizer)
         for holder in (pl_module, getattr(trainer, "datamodule", None)):
-            found = getattr(holder, "tokenizer", None)
+            found = None
+            with suppress(SuiteError):  # a model's folder without a tokenizer: perhaps the data's
+                found = getattr(holder, "tokenizer", None)
             if hasattr(found, "decode") and hasattr(found, "eos_token_id"):
                 return found
         name = getattr(self._lm.config, "_name_or_path", "")

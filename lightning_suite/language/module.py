@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from lightning_suite.language.loading import (
     causal_lm_from_config,
     causal_lm_from_pretrained,
     checkpoint_activations,
+    load_tokenizer,
 )
 
 # What a batch may say about its samples besides the model's keywords.
@@ -38,6 +40,8 @@ class CausalLMModule(LightningModule):
     *Logged metrics*: ``train_loss`` (each step), ``tokens_seen`` (label tokens trained on, all
     ranks, kept over a resume); ``val_loss`` and ``test_loss`` (mean over all label tokens),
     ``val_perplexity`` and ``test_perplexity`` (its exponential).
+
+    ``tokenizer`` is that of the ``pretrained`` model.
 
     Supports accumulation, AMP and DDP. The depth of a sweep is the configuration's own key, see
     :func:`lightning_suite.language.layers.depth_key`.
@@ -120,6 +124,18 @@ class CausalLMModule(LightningModule):
                 checkpoint_activations(model)
             self.model = model if lora is None else add_lora(model, lora)
         self.val_nll, self.test_nll = MeanMetric(), MeanMetric()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The pretrained model's own Hugging Face tokenizer, loaded when it is first asked for.
+
+        None for a model built from ``config``, which has none: there the data module's counts.
+
+        Raises:
+            SuiteError: There is none beside the model.
+        """
+        name = self.hparams["pretrained"]
+        return None if name is None else load_tokenizer(name)
 
     def setup(self, stage: str) -> None:
         """Check that the data's tokens and blocks fit the model."""

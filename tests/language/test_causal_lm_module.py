@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from glass_lm import glass_tokenizer
 from lightning.pytorch import Callback, Trainer
 from tiny import TINY
 
@@ -124,6 +125,19 @@ def test_gradient_checkpointing_has_the_same_gradients(lora: dict[str, Any] | No
     for name, gradient in plain.items():
         assert gradient is not None
         assert torch.equal(gradient, recomputed[name]), name
+
+
+def test_the_tokenizer_of_a_pretrained_model_is_there_without_data_and_loaded_when_asked_for(
+    tmp_path: Path,
+) -> None:
+    module().model.save_pretrained(tmp_path)
+    model = module(config=None, pretrained=str(tmp_path))  # nobody has asked: none is needed
+    with pytest.raises(SuiteError, match="tokenizer that can be loaded"):
+        _ = model.tokenizer
+    glass_tokenizer().save_pretrained(tmp_path)
+    assert model.tokenizer("my the")["input_ids"] == glass_tokenizer()("my the")["input_ids"]
+    assert model.tokenizer is model.tokenizer
+    assert module().tokenizer is None  # of no model that was trained before
 
 
 def test_adapters_on_a_pretrained_folder_learn_and_leave_the_base_alone(tmp_path: Path) -> None:
