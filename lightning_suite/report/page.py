@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import re
+import shlex
 from collections.abc import Callable
 from html import escape
 from itertools import groupby
@@ -72,6 +73,12 @@ def _header(run: Run) -> str:
     kicker = f"lightning-suite · {run.subcommand}" if run.subcommand else "lightning-suite"
     title = escape(run.name).replace("/", "/<wbr>")
     parts = [f'<p class="kicker">{escape(kicker)}</p>', f"<h1>{title}</h1>"]
+    if run.versions > 1:
+        inside = f"{shlex.quote(run.name)} --index {shlex.quote(f'{run.name}/index.html')}"
+        parts.append(
+            f'<p class="lead">Only {escape(run.logs.name)}, the newest of {run.versions} runs in '
+            f"this folder. All: {prose(f'`lightning-suite report {inside}`')}</p>"
+        )
     if record.get("note"):
         parts.append(f'<p class="lead">{prose(str(record["note"]))}</p>')
     threads, cores = record.get("threads"), record.get("cores")

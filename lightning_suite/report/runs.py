@@ -45,6 +45,11 @@ class Run:
         return f"{path.parent.name}/{path.name}" if _VERSION.fullmatch(path.name) else path.name
 
     @property
+    def versions(self) -> int:
+        """Runs of which this is the newest, itself too; 1 where the folder is the run's own."""
+        return 1 if self.logs == self.folder else len(_versions(self.logs.parent, "version_*"))
+
+    @property
     def command(self) -> list[str]:
         """The command line, word by word, without the program's folder; empty if unknown."""
         words = self.record.get("command")
@@ -177,13 +182,14 @@ def are_versions(runs: Sequence[Path]) -> bool:
     )
 
 
-def _logs(folder: Path) -> Path | None:
-    versions = [
-        path
-        for pattern in ("version_*", "*/version_*")
-        for path in folder.glob(pattern)
-        if _has_any(path, *TRACES)
+def _versions(folder: Path, *patterns: str) -> list[Path]:
+    return [
+        path for pattern in patterns for path in folder.glob(pattern) if _has_any(path, *TRACES)
     ]
+
+
+def _logs(folder: Path) -> Path | None:
+    versions = _versions(folder, "version_*", "*/version_*")
     if _has_any(folder, "metrics.csv", "hparams.yaml", "config.yaml", "checkpoints"):
         return folder
     if versions:

@@ -206,6 +206,13 @@ def test_a_folder_of_logs_shows_its_newest_version(fit: Path) -> None:
     page = Page(root / "report.html")
     assert "width: 1010" in page.text
     assert 'href="lightning_logs/version_10/metrics.csv"' in page.source
+    assert "Only version_10, the newest of 3 runs in this folder. All: " in page.text
+    assert f"lightning-suite report {root.name} --index {root.name}/index.html" in page.text
+
+
+def test_of_a_single_run_nothing_is_said_of_others(fit: Path) -> None:
+    assert "the newest of" not in Page(write_report(fit)).text
+    assert "the newest of" not in Page(write_report(fit.parent.parent)).text
 
 
 def test_the_folder_of_a_command_is_shown_with_its_artifacts(check: RunFolder) -> None:
