@@ -3,49 +3,39 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, get_args
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateFinder
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from lightning_suite.depth_mup import rules
-from lightning_suite.depth_mup.apply import AppliedFactors, ApplyMode
+from lightning_suite.depth_mup.apply import AppliedFactors, ApplyMode, logged_lrs
+from lightning_suite.depth_mup.checkpoint_state import (
+    check_same_correction,
+    correction_state,
+    mark_states,
+    unmark_states,
+)
+from lightning_suite.depth_mup.correction import Correction, plan_correction
 from lightning_suite.depth_mup.families import optimizer_family as family_of
 from lightning_suite.depth_mup.initial_weights import initial_weights_warning
-from lightning_suite.depth_mup.multipliers import Multipliers, ScaleMode, choose_multipliers
-from lightning_suite.depth_mup.param_groups import (
-    Factors,
-    ParamGroup,
-    Plan,
-    has_decoupled_decay,
-    parameter_names,
-    plan_groups,
-    role_factors,
-)
+from lightning_suite.depth_mup.multipliers import ScaleMode
+from lightning_suite.depth_mup.param_groups import has_decoupled_decay, planner
 from lightning_suite.depth_mup.parametrization import Parametrization
-from lightning_suite.depth_mup.reinit import reinitialize
+from lightning_suite.depth_mup.reinit import draw_initial_weights
 from lightning_suite.depth_mup.residual_scale import (
-    attach_multipliers,
+    AttachedMultipliers,
     fold_residual_scale,
     hook_targets,
 )
-from lightning_suite.depth_mup.role_table import format_table
-from lightning_suite.depth_mup.roles import RoleMap, assign_roles
 from lightning_suite.depth_mup.rules import OptimizerFamily, Role, Rule, RuleOrAuto
+from lightning_suite.depth_mup.trainer_support import (
+    may_build_itself_later,
+    refuse_unsupported_trainer,
+)
 from lightning_suite.errors import SuiteError, check_choice
-from lightning_suite.strategies import refuse_flattened_parameters
-
-_STATE_VERSION = 1
-# In step mode the optimizer's state is that of the user's own groups: a resume without this
-# callback would go on with other learning rates, and nothing would tell. A group more in the
-# checkpoint makes torch refuse it; the callback takes the group out before the state is restored.
-_MARKER: dict[str, Any] = {"params": [], "name": "needs DepthMuPLRCallback"}
 
 
 class DepthMuPLRCallback(Callback):
@@ -143,11 +133,8 @@ class DepthMuPLRCallback(Callback):
         verbose: bool = True,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("base_depth", base_depth),
-            ("base_width", base_width),
-            ("width", width),
-        ):
+        sizes = {"base_depth": base_depth, "base_width": base_width, "width": width}
+        for name, value in sizes.items():
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise SuiteError(f"{name}={value!r}, and it must be a whole number of at least 1.")
         # A throw-away parametrisation checks the rule, p, and the base shape.
@@ -177,14 +164,11 @@ class DepthMuPLRCallback(Callback):
         self._logs_rates = log  # Lightning gives callbacks a method `log`
         self.verbose = verbose
 
-        self.role_map: RoleMap | None = None
-        self.parametrization: Parametrization | None = None
-        self.multipliers: Multipliers | None = None
+        self.correction: Correction | None = None  # of the last model
+        self._attached: AttachedMultipliers | None = None
         self._applied: list[AppliedFactors] = []
-        self._modes: list[str] = []
+        self._modes: list[str] = []  # of the last fit's optimizers, as are the rules
         self._rules: list[Rule] = []
-        self._handles: list[RemovableHandle] = []
-        self._hooked: list[nn.Module | None] = []
         self._loaded: dict[str, Any] | None = None
         self._reinitialized: weakref.ref[nn.Module] | None = None
         self._folded: weakref.ref[nn.Module] | None = None
@@ -197,20 +181,7 @@ class DepthMuPLRCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find blocks and roles, and register the multipliers' hooks."""
-        others = [c for c in trainer.callbacks if isinstance(c, DepthMuPLRCallback)]  # type: ignore[attr-defined]
-        if len(others) > 1:
-            raise SuiteError(
-                f"the trainer has {len(others)} DepthMuPLRCallbacks, which would multiply the "
-                "learning rates more than once. Keep one (an overlay that is given twice adds "
-                "two)."
-            )
-        if any(isinstance(c, LearningRateFinder) for c in trainer.callbacks):  # type: ignore[attr-defined]
-            raise SuiteError(
-                "LearningRateFinder searches with all other callbacks off: its learning rate "
-                "belongs to this model without the correction, and the correction asks for the one "
-                "of the base model. Find that on the base model, and take the finder out."
-            )
-        refuse_flattened_parameters(trainer.strategy)
+        refuse_unsupported_trainer(trainer, self)
         if _refers_to(self._folded, pl_module):
             raise SuiteError(
                 "the multipliers were folded into this model's weights, and this callback would "
@@ -218,128 +189,89 @@ class DepthMuPLRCallback(Callback):
                 "unfolded weights."
             )
         self._release()
-        self.role_map, self._loaded = None, None
+        self.correction, self._loaded = None, None
         if stage == "fit":
             self._modes, self._rules = [], []
         try:
             self._prepare(trainer, pl_module)
         except SuiteError:
             # setup() and configure_model() of the module come after ours
-            if not _may_build_itself_later(pl_module):
+            if not may_build_itself_later(pl_module):
                 raise
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, *, late: bool = False) -> None:
         """Do what needs the model; again if the model has been built or rebuilt since."""
-        if self.role_map is not None and self._hooked == hook_targets(pl_module, self.role_map):
+        if self._attached is not None and self._attached.belong_to(pl_module):
             return
-        self._remove_multipliers()
-        role_map = assign_roles(
-            pl_module, blocks=self.blocks, preset=self.preset, patterns=self.patterns
-        )
-        width = (self.width or role_map.width) if self.base_width is not None else None
-        parametrization = Parametrization(
-            # those that "auto" stands for have the same multipliers
-            rules.rule_for(self.rule, "sgd", self.p),
-            self.base_depth,
-            role_map.depth,
-            self.base_width,
-            width,
-            self.p,
-        )
-        multipliers = choose_multipliers(
+        self._detach()
+        correction = plan_correction(
             pl_module,
-            parametrization,
-            role_map,
+            self.rule,
+            self.base_depth,
+            self.base_width,
+            self.p,
+            blocks=self.blocks,
+            preset=self.preset,
+            patterns=self.patterns,
+            width=self.width,
             residual_scale=self.residual_scale,
             readout_scale=self.readout_scale,
             pretrained=self.pretrained,
         )
-        if multipliers.warning:
-            rank_zero_warn(multipliers.warning)
+        if correction.multipliers.warning:
+            rank_zero_warn(correction.multipliers.warning)
+        if trainer.state.fn == "fit":
+            self._see_to_initial_weights(pl_module, correction, late)
+        self._attached = AttachedMultipliers(pl_module, correction.role_map, correction.multipliers)
+        self.correction = correction
+        self._compare_with_checkpoint()
+
+    def _see_to_initial_weights(
+        self, pl_module: LightningModule, correction: Correction, late: bool
+    ) -> None:
+        """Draw the weights that the rule assumes, or say where those that are there break it."""
         drawn = _refers_to(self._reinitialized, pl_module)
-        if self.reinit and trainer.state.fn == "fit" and (late or not drawn):
-            if multipliers.keeps_function:
-                raise SuiteError(
-                    "reinit=True would overwrite pretrained weights. Leave reinit out, or say "
-                    "pretrained=False if they are meant to be lost."
-                )
-            if late:
-                raise SuiteError(
-                    "reinit=True needs a LightningModule that builds its network in __init__."
-                )
-            reinitialize(
-                pl_module,
-                role_map,
-                parametrization,
-                readout_multiplier=multipliers.readout_is_scaled,
-                generator=torch.Generator().manual_seed(torch.initial_seed()),
-            )
+        if self.reinit and (late or not drawn):
+            draw_initial_weights(pl_module, correction, built_late=late)
             self._reinitialized = weakref.ref(pl_module)
-        elif trainer.state.fn == "fit" and multipliers.by_hooks and not drawn:
-            advice = initial_weights_warning(pl_module, role_map, parametrization)
+        elif correction.multipliers.by_hooks and not drawn:
+            advice = initial_weights_warning(
+                pl_module, correction.role_map, correction.parametrization
+            )
             if advice:
                 rank_zero_warn(advice)
-        self._handles = attach_multipliers(pl_module, role_map, multipliers)
-        self._hooked = hook_targets(pl_module, role_map)
-        self.role_map, self.parametrization = role_map, parametrization
-        self.multipliers = multipliers
-        self._compare_with_checkpoint()
 
     # ---- the optimizers: factors
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Apply the factors: optimizers and schedulers exist, and no checkpoint is restored yet."""
         self._prepare(trainer, pl_module, late=True)
-        assert self.role_map is not None
-        assert self.parametrization is not None
-        assert self.multipliers is not None
-        roles = self.role_map.roles
+        correction = self.correction
+        assert correction is not None
         self._rules = []
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         for optimizer in trainer.optimizers:
             family = self.optimizer_family or family_of(optimizer)
-            parametrization = self.parametrization_for(family)
-            self._rules.append(parametrization.rule)
-            factors = role_factors(
-                parametrization,
+            self._rules.append(correction.under(family).rule)
+            factors = correction.factors(
                 family,
-                readout_multiplier=self.multipliers.readout_is_scaled,
                 decay_vectors=self.decay_vectors,
                 decoupled_decay=has_decoupled_decay(optimizer),
             )
-
-            def make_plan(
-                groups: Sequence[ParamGroup], factors: dict[Role, Factors] = factors
-            ) -> Plan:
-                return plan_groups(groups, parameter_names(pl_module), roles, factors)
-
+            plan = planner(pl_module, correction.role_map.roles, factors)
             own = [s for s in schedulers if getattr(s, "optimizer", optimizer) is optimizer]
-            self._applied.append(AppliedFactors(optimizer, own, make_plan, self.apply))
+            self._applied.append(AppliedFactors(optimizer, own, plan, self.apply))
             if self.verbose:
                 rank_zero_info(
                     f"DepthMuPLRCallback, {type(optimizer).__name__} ({self._applied[-1].mode}): "
-                    f"rule {parametrization.rule}, "
-                    f"depth {parametrization.depth} / {self.base_depth}, "
-                    f"width ratio {parametrization.width_ratio:g}, residual multiplier: "
-                    f"{self.multipliers.note}, readout multiplier by hooks: "
-                    f"{self.multipliers.readout:g}\n" + format_table(self.role_map, factors)
+                    + correction.describe(family, factors)
                 )
         self._modes = [applied.mode for applied in self._applied]
         self._compare_with_checkpoint()
 
-    def parametrization_for(self, family: OptimizerFamily) -> Parametrization:
-        """Return the rule for optimizers of ``family`` and the shapes; after :meth:`setup`."""
-        assert self.parametrization is not None
-        return replace(self.parametrization, rule=rules.rule_for(self.rule, family, self.p))
-
     def effective_lrs(self) -> dict[str, float]:
         """Return metric key to the learning rate with which that role's parameters are trained."""
-        lrs: dict[str, float] = {}
-        for number, applied in enumerate(self._applied, start=1):
-            prefix = f"optimizer{number}/" if len(self._applied) > 1 else ""
-            for name, lr in applied.effective_lrs().items():
-                lrs[f"depth_mup/lr/{prefix}{name.removeprefix('depth_mup/')}"] = lr
-        return lrs
+        return logged_lrs(self._applied)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -372,13 +304,13 @@ class DepthMuPLRCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take every hook off the model and the optimizers."""
-        if stage == "fit" and self._handles and self.multipliers is not None:
+        if stage == "fit" and self.correction is not None and self._multiplies():
             rank_zero_warn(
-                f"DepthMuPLRCallback multiplied {self.multipliers.by_hooks} with hooks, which are "
-                "off again: outside a trainer with this callback the model computes without them, "
-                "another function than the one that was trained. Evaluate with trainer.validate, "
-                "test or predict; for use elsewhere, callback.fold(module) moves the factors into "
-                "the weights (fold_residual_scale)."
+                f"DepthMuPLRCallback multiplied {self.correction.multipliers.by_hooks} with hooks, "
+                "which are off again: outside a trainer with this callback the model computes "
+                "without them, another function than the one that was trained. Evaluate with "
+                "trainer.validate, test or predict; for use elsewhere, callback.fold(module) moves "
+                "the factors into the weights (fold_residual_scale)."
             )
         self._release()
 
@@ -397,19 +329,18 @@ class DepthMuPLRCallback(Callback):
                 folded before; or a layer cannot take the factor up (see
                 :func:`~lightning_suite.depth_mup.residual_scale.fold_residual_scale`).
         """
-        if self.role_map is None or self.multipliers is None or self._handles:
+        if self.correction is None or self._multiplies():
             raise SuiteError("fold() needs a run of the trainer with this callback that is over.")
         if _refers_to(self._folded, pl_module):
             raise SuiteError("the multipliers were folded into this model's weights before.")
-        if None in hook_targets(pl_module, self.role_map):
+        role_map, multipliers = self.correction.role_map, self.correction.multipliers
+        if None in hook_targets(pl_module, role_map):
             raise SuiteError(
                 f"{type(pl_module).__name__} lacks layers of the model that was trained. Give "
                 "fold() the LightningModule that the trainer had."
             )
-        fold_residual_scale(
-            pl_module, self.role_map, c=self.multipliers.residual, m=self.multipliers.readout
-        )
-        if self.multipliers.by_hooks:
+        fold_residual_scale(pl_module, role_map, c=multipliers.residual, m=multipliers.readout)
+        if multipliers.by_hooks:
             self._folded = weakref.ref(pl_module)
 
     def on_exception(
@@ -418,38 +349,26 @@ class DepthMuPLRCallback(Callback):
         """Take every hook off the model and the optimizers."""
         self._release()
 
+    def _multiplies(self) -> bool:
+        return self._attached is not None and self._attached.registered
+
     def _release(self) -> None:
-        self._remove_multipliers()
-        self._hooked = []
+        self._detach()
         for applied in self._applied:
             applied.remove()
         self._applied = []
 
-    def _remove_multipliers(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+    def _detach(self) -> None:
+        if self._attached is not None:
+            self._attached.remove()
+        self._attached = None
 
     # ---- checkpoints
 
-    def _state(self) -> dict[str, Any]:
-        assert self.parametrization is not None
-        assert self.multipliers is not None
-        # "auto" before there are optimizers, and where they differ
-        rule: RuleOrAuto = self._rules[0] if len(set(self._rules)) == 1 else self.rule
-        return {
-            "version": _STATE_VERSION,
-            "rule": rule,
-            "p": None if rule == "auto" else rules.correction_exponent(rule, self.p),
-            "base_depth": self.base_depth,
-            "base_width": self.base_width,
-            "depth": self.parametrization.depth,
-            "width": self.parametrization.width,
-            "residual_multiplier": self.multipliers.residual,
-            "readout_multiplier": self.multipliers.readout,
-            "decay_vectors": self.decay_vectors,
-            "apply": list(self._modes),
-        }
+    def _state(self, correction: Correction) -> dict[str, Any]:
+        return correction_state(
+            correction, rules=self._rules, modes=self._modes, decay_vectors=self.decay_vectors
+        )
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -466,11 +385,9 @@ class DepthMuPLRCallback(Callback):
                 "save the folded weights with torch.save(module.state_dict(), …) or "
                 "save_pretrained."
             )
-        if self.parametrization is not None:
-            checkpoint.setdefault("callbacks", {})[self.state_key] = self._state()
-            for index, state in enumerate(checkpoint.get("optimizer_states", ())):
-                if self._modes[index : index + 1] == ["step"]:
-                    state["param_groups"] = [*state["param_groups"], dict(_MARKER)]
+        if self.correction is not None:
+            checkpoint.setdefault("callbacks", {})[self.state_key] = self._state(self.correction)
+            mark_states(checkpoint.get("optimizer_states", ()), self._modes)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -483,44 +400,18 @@ class DepthMuPLRCallback(Callback):
                 "belongs to other learning rates. Resume without the callback; or start anew from "
                 "the weights: load them into the model and call fit without ckpt_path."
             )
-        for state in checkpoint.get("optimizer_states", ()):
-            state["param_groups"] = [g for g in state["param_groups"] if g != _MARKER]
+        unmark_states(checkpoint.get("optimizer_states", ()))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of the checkpoint to compare it with the arguments."""
         self._loaded = state_dict
-        if self.role_map is not None:
-            self._compare_with_checkpoint()
+        self._compare_with_checkpoint()
 
     def _compare_with_checkpoint(self) -> None:
-        if self._loaded is None:
-            return
-        now = self._state()
-        if not self._applied:  # no optimizers yet, or none at all
-            del now["apply"]
-            if now["rule"] == "auto":
-                del now["rule"], now["p"]
-        differences = [
-            f"{key}: {self._loaded.get(key)!r} in the checkpoint, {value!r} now"
-            for key, value in now.items()
-            if self._loaded.get(key) != value
-        ]
-        if differences:
-            raise SuiteError(
-                "the checkpoint was trained with other settings of DepthMuPLRCallback than this "
-                f"run has: {'; '.join(differences)}. Use those of the checkpoint."
-            )
+        if self._loaded is not None and self.correction is not None:
+            now = self._state(self.correction)
+            check_same_correction(self._loaded, now, has_optimizers=bool(self._applied))
 
 
 def _refers_to(reference: weakref.ref[nn.Module] | None, module: nn.Module) -> bool:
     return reference is not None and reference() is module
-
-
-def _may_build_itself_later(pl_module: LightningModule) -> bool:
-    """Whether the module has a setup() or configure_model() of its own, called after ours."""
-    return any(
-        hook in vars(cls)
-        for cls in type(pl_module).__mro__
-        for hook in ("setup", "configure_model")
-        if cls.__module__.partition(".")[0] not in ("lightning", "pytorch_lightning")
-    )

@@ -11,7 +11,7 @@ from lightning_suite.cli.lightning_cli import ParserOnly
 from lightning_suite.cli.parsing import instantiate
 from lightning_suite.cli.problems import explain
 from lightning_suite.depth_mup.families import optimizer_family
-from lightning_suite.depth_mup.param_groups import has_decoupled_decay, role_factors
+from lightning_suite.depth_mup.param_groups import has_decoupled_decay
 from lightning_suite.depth_mup.role_table import format_table
 from lightning_suite.depth_mup.rules import FAMILIES, OptimizerFamily
 from lightning_suite.errors import SuiteError
@@ -36,32 +36,26 @@ def role_table(files: list[str]) -> str:
     )
     model.trainer = trainer
     callback.setup(trainer, model, "fit")
-    if callback.role_map is None:  # the model is built late
+    if callback.correction is None:  # the model is built late
         model.setup("fit")
         model.configure_model()
         callback.on_validation_start(trainer, model)
-    assert callback.role_map is not None
-    assert callback.parametrization is not None
-    assert callback.multipliers is not None
+    correction = callback.correction
+    assert correction is not None
     lines = [
-        f"rule {callback.rule}, preset {callback.role_map.preset}, "
-        f"depth {callback.role_map.depth} (base {callback.base_depth}), "
-        f"width ratio {callback.parametrization.width_ratio:g}",
-        f"residual multiplier: {callback.multipliers.note}",
+        f"rule {correction.rule}, preset {correction.role_map.preset}, "
+        f"depth {correction.role_map.depth} (base {callback.base_depth}), "
+        f"width ratio {correction.parametrization.width_ratio:g}",
+        f"residual multiplier: {correction.multipliers.note}",
     ]
     for name, family, decoupled in _laws(model, callback):
-        parametrization = callback.parametrization_for(family)
-        factors = role_factors(
-            parametrization,
-            family,
-            readout_multiplier=callback.multipliers.readout_is_scaled,
-            decay_vectors=callback.decay_vectors,
-            decoupled_decay=decoupled,
+        factors = correction.factors(
+            family, decay_vectors=callback.decay_vectors, decoupled_decay=decoupled
         )
         lines += [
             "",
-            f"optimizer {name}, rule {parametrization.rule}",
-            format_table(callback.role_map, factors),
+            f"optimizer {name}, rule {correction.under(family).rule}",
+            format_table(correction.role_map, factors),
         ]
     callback.teardown(trainer, model, "fit")
     return "\n".join(lines)

@@ -102,3 +102,13 @@ class AppliedFactors:
     def remove(self) -> None:
         """Take the hooks off. Split groups stay, so that they can still be saved."""
         self._hooks.remove()
+
+
+def logged_lrs(optimizers: Sequence[AppliedFactors]) -> dict[str, float]:
+    """Return metric key to the learning rate with which that role's parameters are trained."""
+    lrs: dict[str, float] = {}
+    for number, applied in enumerate(optimizers, start=1):
+        prefix = f"optimizer{number}/" if len(optimizers) > 1 else ""
+        for name, lr in applied.effective_lrs().items():
+            lrs[f"depth_mup/lr/{prefix}{name.removeprefix('depth_mup/')}"] = lr
+    return lrs

@@ -7,7 +7,7 @@ other options of the group are kept as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,6 +156,17 @@ def plan_groups(
             f"two parameter groups of one optimizer have the same name: {', '.join(repeated)}. "
             "Give the groups different names, or none."
         )
+    return plan
+
+
+def planner(
+    model: nn.Module, roles: Mapping[str, Role], factors: Mapping[Role, Factors]
+) -> Callable[[Sequence[ParamGroup]], Plan]:
+    """Return :func:`plan_groups` for the optimizers of ``model``, with the names of its call."""
+
+    def plan(param_groups: Sequence[ParamGroup]) -> Plan:
+        return plan_groups(param_groups, parameter_names(model), roles, factors)
+
     return plan
 
 

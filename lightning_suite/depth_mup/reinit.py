@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from lightning_suite.depth_mup.correction import Correction
 from lightning_suite.depth_mup.parametrization import Parametrization
 from lightning_suite.depth_mup.roles import RoleMap
 from lightning_suite.depth_mup.rules import Role
@@ -76,6 +77,35 @@ def reinitialize(
         parameter.copy_(noise.to(parameter.dtype) * std)
         if isinstance(owner, nn.Embedding) and owner.padding_idx is not None:
             parameter[owner.padding_idx] = 0.0
+
+
+def draw_initial_weights(
+    model: nn.Module, correction: Correction, *, built_late: bool = False
+) -> None:
+    """:func:`reinitialize` a model that is about to be trained, the same for one seed of torch.
+
+    Args:
+        model: The model that was corrected.
+        correction: Its roles, shapes and multipliers.
+        built_late: Whether a checkpoint may have been loaded into it already.
+
+    Raises:
+        SuiteError: Something would be lost: pretrained weights, or those of a checkpoint.
+    """
+    if correction.multipliers.keeps_function:
+        raise SuiteError(
+            "reinit=True would overwrite pretrained weights. Leave reinit out, or say "
+            "pretrained=False if they are meant to be lost."
+        )
+    if built_late:
+        raise SuiteError("reinit=True needs a LightningModule that builds its network in __init__.")
+    reinitialize(
+        model,
+        correction.role_map,
+        correction.parametrization,
+        readout_multiplier=correction.multipliers.readout_is_scaled,
+        generator=torch.Generator().manual_seed(torch.initial_seed()),
+    )
 
 
 def fan_in(parameter: torch.Tensor, owner: nn.Module, role: Role) -> int:

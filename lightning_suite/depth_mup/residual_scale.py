@@ -70,14 +70,36 @@ def hook_targets(model: nn.Module, role_map: RoleMap) -> list[nn.Module | None]:
     return [modules.get(name) for name in (*role_map.branch_ends, *role_map.readouts)]
 
 
-def attach_multipliers(
-    model: nn.Module, role_map: RoleMap, multipliers: Multipliers
-) -> list[RemovableHandle]:
-    """Register the hooks of both multipliers."""
-    return [
-        *attach_residual_scale(model, role_map, multipliers.residual),
-        *attach_readout_scale(model, role_map, multipliers.readout),
-    ]
+class AttachedMultipliers:
+    """The hooks of both multipliers on one model, until :meth:`remove`.
+
+    Args:
+        model: The model whose roles were assigned.
+        role_map: Names the modules that are multiplied.
+        multipliers: By what; a factor of 1 registers no hook.
+    """
+
+    def __init__(self, model: nn.Module, role_map: RoleMap, multipliers: Multipliers) -> None:
+        self._role_map = role_map
+        self._targets = hook_targets(model, role_map)
+        self._handles = [
+            *attach_residual_scale(model, role_map, multipliers.residual),
+            *attach_readout_scale(model, role_map, multipliers.readout),
+        ]
+
+    @property
+    def registered(self) -> bool:
+        """Whether there is a hook at all."""
+        return bool(self._handles)
+
+    def belong_to(self, model: nn.Module) -> bool:
+        """Whether these are still the layers of ``model``: it may have been built anew since."""
+        return self._targets == hook_targets(model, self._role_map)
+
+    def remove(self) -> None:
+        """Give the model back as it was."""
+        for handle in self._handles:
+            handle.remove()
 
 
 @torch.no_grad()

@@ -9,8 +9,9 @@ import torch
 from foreign import PATTERNS, ForeignNet
 from torch import nn
 
+from lightning_suite.depth_mup.correction import plan_correction
 from lightning_suite.depth_mup.parametrization import Parametrization
-from lightning_suite.depth_mup.reinit import reinitialize
+from lightning_suite.depth_mup.reinit import draw_initial_weights, reinitialize
 from lightning_suite.depth_mup.roles import assign_roles
 from lightning_suite.errors import SuiteError
 
@@ -152,3 +153,27 @@ def test_what_must_not_be_drawn_is_refused() -> None:
     config = peft.LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True)
     with pytest.raises(SuiteError, match="adapter, which belongs to pretrained weights"):
         redrawn(peft.get_peft_model(gpt2(), config))
+
+
+def test_a_model_that_is_to_be_trained_is_drawn_by_the_seed_of_the_process() -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        net = ForeignNet(2, 8)
+        torch.manual_seed(seed)
+        torch.randn(seed)  # what was drawn since does not count
+        draw_initial_weights(net, plan_correction(net, "nfd", 1, patterns=PATTERNS))
+        drawn.append(net.stem.weight.detach().clone())
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_weights_that_somebody_wants_are_not_overwritten() -> None:
+    net = ForeignNet(2, 8)
+    before = net.stem.weight.detach().clone()
+    pretrained = plan_correction(net, "nfd", 1, patterns=PATTERNS, pretrained=True)
+    with pytest.raises(SuiteError, match="would overwrite pretrained weights"):
+        draw_initial_weights(net, pretrained)
+    fresh = plan_correction(net, "nfd", 1, patterns=PATTERNS)
+    with pytest.raises(SuiteError, match="builds its network in __init__"):
+        draw_initial_weights(net, fresh, built_late=True)
+    assert torch.equal(net.stem.weight, before)

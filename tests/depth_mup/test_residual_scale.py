@@ -10,7 +10,9 @@ import torch
 from nets_with_roles import foreign, gpt2, mlp
 from torch import nn
 
+from lightning_suite.depth_mup.multipliers import Multipliers
 from lightning_suite.depth_mup.residual_scale import (
+    AttachedMultipliers,
     attach_readout_scale,
     attach_residual_scale,
     fold_residual_scale,
@@ -66,6 +68,31 @@ def test_the_first_of_several_outputs_is_the_branch() -> None:
     attach_residual_scale(net, roles, 0.5)
     assert torch.equal(end(x)[0], before * 0.5)
     assert end(x)[1] == "weights"
+
+
+def test_both_multipliers_are_on_the_layers_of_one_model_until_they_are_removed() -> None:
+    net, roles = foreign()
+    before = output(net)
+    attached = AttachedMultipliers(net, roles, Multipliers(0.5, 0.25, True, False, ""))
+    assert attached.registered
+    assert not torch.equal(output(net), before)
+    attached.remove()
+    assert torch.equal(output(net), before)
+
+
+def test_a_model_that_was_built_anew_has_other_layers() -> None:
+    net, roles = foreign()
+    attached = AttachedMultipliers(net, roles, Multipliers(0.5, 0.25, True, False, ""))
+    assert attached.belong_to(net)
+    net.tower[0] = copy.deepcopy(net.tower[0])
+    assert not attached.belong_to(net)
+
+
+def test_factors_of_one_register_nothing_and_still_belong_to_their_model() -> None:
+    net, roles = foreign()
+    attached = AttachedMultipliers(net, roles, Multipliers(1.0, 1.0, True, False, ""))
+    assert not attached.registered
+    assert attached.belong_to(net)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""With which trainers and modules a correction of the learning rates can be right."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, LearningRateFinder
+
+from lightning_suite.errors import SuiteError
+from lightning_suite.strategies import refuse_flattened_parameters
+
+
+def refuse_unsupported_trainer(trainer: Trainer, callback: Callback) -> None:
+    """Refuse a trainer under which ``callback`` would correct the wrong learning rates.
+
+    Raises:
+        SuiteError: The trainer has another instance of the callback, searches for a learning
+            rate without it, or flattens the parameters of all roles into one tensor.
+    """
+    name = type(callback).__name__
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # by a connector
+    count = sum(isinstance(other, type(callback)) for other in callbacks)
+    if count > 1:
+        raise SuiteError(
+            f"the trainer has {count} {name}s, which would multiply the learning rates more than "
+            "once. Keep one (an overlay that is given twice adds two)."
+        )
+    if any(isinstance(other, LearningRateFinder) for other in callbacks):
+        raise SuiteError(
+            "LearningRateFinder searches with all other callbacks off: its learning rate "
+            "belongs to this model without the correction, and the correction asks for the one "
+            "of the base model. Find that on the base model, and take the finder out."
+        )
+    refuse_flattened_parameters(trainer.strategy)
+
+
+def may_build_itself_later(module: LightningModule) -> bool:
+    """Whether a module has a ``setup`` or ``configure_model`` of its own.
+
+    Lightning calls them after the callbacks' ``setup``.
+    """
+    return any(
+        hook in vars(cls)
+        for cls in type(module).__mro__
+        for hook in ("setup", "configure_model")
+        if cls.__module__.partition(".")[0] not in ("lightning", "pytorch_lightning")
+    )
