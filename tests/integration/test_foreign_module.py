@@ -25,7 +25,7 @@ def make_module() -> ForeignModule:
 
 
 def callback() -> DepthMuPLRCallback:
-    return DepthMuPLRCallback(base_depth=1, base_width=4, patterns=PATTERNS)
+    return DepthMuPLRCallback(base_depth=1, base_width=4, rule="nfd", patterns=PATTERNS)
 
 
 def test_from_python() -> None:
