@@ -117,9 +117,9 @@ def test_the_score_of_real_problems(problem: tuple[nn.Module, list[Sample]]) -> 
 
     # In float32 the published step is too short for this model: W and W - 1e-5 have few digits
     # between them, and the loop's ranks agree with its own float64 run to 0.98-0.99 only. So a
-    # score that is right agrees with the loop by no more. The one that rounds as the loop does agrees with the loop; the
-    # exact one agrees with float64, better than the loop does, and with a loop of a longer step,
-    # whose length is a factor of the score and nothing else.
+    # score that is right agrees with the loop by no more. The one that rounds as the loop does
+    # agrees with the loop; the exact one agrees with float64, better than the loop does, and with
+    # a loop of a longer step, whose length is a factor of the score and nothing else.
     every = (fast, rounded, loop, long_step, truth)
     for a, r, b, long, c in zip(*map(scores, every), strict=True):
         assert spearman(r, b) >= 0.995
