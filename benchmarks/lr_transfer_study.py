@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from lightning_suite.cli.commands.lr_transfer import (
+from lightning_suite.cli.lr_transfer_results import (
     drift_row,
     finding,
     format_optima,

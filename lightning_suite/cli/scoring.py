@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
 from lightning_suite.cli.parsing import time_left
+from lightning_suite.cli.progress import ProgressLine
 from lightning_suite.datamodules.instruction import InstructionDataModule
 from lightning_suite.datamodules.instruction_samples import InstructionSamples
 from lightning_suite.errors import SuiteError
@@ -235,30 +235,19 @@ class Progress:
 
     def __init__(self, total: int, *, shown: bool) -> None:
         self.total, self.done = total, 0
-        self._terminal = sys.stderr.isatty()
-        self._shown, self._start, self._last = shown, time.monotonic(), time.monotonic()
+        self._line = ProgressLine(in_log=60, on_terminal=0.2, shown=shown)
 
     def add(self, samples: int) -> None:
         """Count samples and, now and then, say how far it is."""
         self.done += samples
-        now = time.monotonic()
-        if not self._shown or now - self._last < (0.2 if self._terminal else 60):
-            return
-        self._last = now
-        rate = self.done / (now - self._start)
-        left = time_left((self.total - self.done) / rate)
-        text = f"{self.done:,} of {self.total:,} samples, {rate:.3g} a second, {left}"
-        print(
-            f"\r{text:<79}" if self._terminal else text,
-            end="" if self._terminal else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
+        if self._line.is_due():
+            rate = self.done / self._line.seconds
+            left = time_left((self.total - self.done) / rate)
+            self._line.show(f"{self.done:,} of {self.total:,} samples, {rate:.3g} a second, {left}")
 
     def close(self) -> None:
         """Clear the line."""
-        if self._shown and self._terminal:
-            print(f"\r{'':79}\r", end="", file=sys.stderr, flush=True)
+        self._line.close()
 
 
 def _tokens(samples: InstructionSamples) -> Iterator[tuple[str, list[int], list[int]]]:

@@ -106,7 +106,8 @@ def test_a_llama_from_scratch(check):
     [
         (["--rules=depth_mupp"], "unknown rule 'depth_mupp'. Did you mean 'depth_mup'?"),
         (["--depths=4"], "two or more different numbers"),
-        (["--depths=4,x"], "expected whole numbers, such as 4,8,16"),
+        (["--depths=4,x"], "depths: '4,x' is not a list of whole numbers"),
+        (["--depths="], "two or more different numbers"),
         (["--seeds=1000"], "the data has only"),
         (["--model.class_path=ResidualNetModul"], "ResidualNetModul"),
         (["--model.init_args.widht=8"], "widht"),

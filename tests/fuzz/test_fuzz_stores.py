@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tiny_gguf import write_gguf
 
 from lightning_suite.cli.checkpoints import read_checkpoint
-from lightning_suite.cli.commands.coord_check import _read_store
+from lightning_suite.cli.coord_check_runs import read_store
 from lightning_suite.depth_mup.lr_transfer import Grid, RuleChoice, RunResult, plan
 from lightning_suite.depth_mup.sweep_store import SweepStore
 from lightning_suite.errors import SuiteError
@@ -74,7 +74,7 @@ def test_measurements_of_a_coordinate_check(tmp_path: Path, content: bytes) -> N
     file = tmp_path / "coord_check.json"
     file.write_bytes(content)
     with read_or_refused(file):
-        _read_store(file)
+        read_store(file)
 
 
 # --- caches ---------------------------------------------------------------------------------------

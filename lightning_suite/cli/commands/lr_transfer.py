@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import Any
 
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule
 
-from lightning_suite.cli.parsing import count, time_left
+from lightning_suite.cli.listed import listed, whole_numbers
+from lightning_suite.cli.lr_transfer_results import finding, format_optima, save_results
+from lightning_suite.cli.parsing import time_left
+from lightning_suite.cli.progress import ProgressLine
+from lightning_suite.cli.threads import cpu_threads
 from lightning_suite.depth_mup.batched import OptimizerSettings
-from lightning_suite.depth_mup.lr_optimum import SPREAD, DepthOptimum, Drift, Interval, analyse
+from lightning_suite.depth_mup.lr_optimum import analyse
 from lightning_suite.depth_mup.lr_transfer import (
     BatchedEngine,
     Engine,
     Grid,
     NetSettings,
     RuleChoice,
-    RunResult,
     parse_log2_lrs,
 )
 from lightning_suite.depth_mup.sweep_store import SweepStore, run_sweep
-from lightning_suite.errors import MissingExtraError, SuiteError
-from lightning_suite.extras import import_extra
+from lightning_suite.errors import SuiteError
 from lightning_suite.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_SECTION = "LR transfer"
-_RULES: dict[str, str] = {
-    "sp": "standard parametrisation",
-    "mup": "muP, for width alone",
-    "depth_mup": "depth-muP",
-    "nfd": "depth-muP with the depth-aware correction",
-    "completep": "CompleteP",
-}
-# In octaves and in ratios of losses: far above float64's rounding, far below anything of interest.
-_NOISE = 1e-9
 
 
 def run(
@@ -108,9 +92,9 @@ def run(
           --depths 2,4,8 --lrs 2^-12..2^-6 --rules sp,depth_mup --steps 100 --final_steps 20
     """
     grid = Grid(
-        tuple(RuleChoice.parse(rule) for rule in _words(rules)),
-        _integers("depths", depths),
-        parse_log2_lrs(lrs if isinstance(lrs, str) else ",".join(map(str, _words(lrs)))),
+        tuple(RuleChoice.parse(rule) for rule in listed(rules)),
+        whole_numbers("depths", depths),
+        parse_log2_lrs(lrs if isinstance(lrs, str) else ",".join(map(str, listed(lrs)))),
         tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
         base_depth,
     )
@@ -120,7 +104,7 @@ def run(
         from lightning_suite.cli.trainer_sweep import TrainerEngine  # noqa: PLC0415
 
         engine = TrainerEngine(
-            _words(fit_config),
+            listed(fit_config),
             base_depth=base_depth,
             base_width=model.base_width,
             steps=steps,
@@ -137,7 +121,7 @@ def run(
     store = SweepStore(out, settings)
     for folder in merge or []:
         print(f"{folder}: {store.merge(folder)} finished chunks taken over")
-    with _threads(threads), _progress() as progress:
+    with cpu_threads(threads), closing(SweepProgress()) as progress:
         results = run_sweep(
             grid,
             store,
@@ -145,7 +129,7 @@ def run(
             engine.runs_at_once,
             shard=part,
             extend=extend,
-            on_progress=progress,
+            on_progress=progress.show,
         )
     if part is not None:
         print(f"Shard {shard} is finished. When all are, give the command without --shard.")
@@ -159,7 +143,7 @@ def run(
         config=yaml.safe_dump(_plain(resolved), sort_keys=False),
         note=" ".join(finding(drift) for drift in drifts),
     )
-    save(record, results, optima, drifts)
+    save_results(record, results, optima, drifts)
     print(format_optima(optima))
     print()
     for drift in drifts:
@@ -169,154 +153,6 @@ def run(
 
     print(f"Report: {write_report(record.path)}")
     return 0
-
-
-def _meanings(results: Sequence[RunResult]) -> str:
-    """Say what the rules' names stand for: the page may be the first that one sees of them."""
-    rules = dict.fromkeys(result.rule.partition(":")[0] for result in results)
-    return f"Rules: {'; '.join(f'`{rule}` is {_RULES[rule]}' for rule in rules)}."
-
-
-def save(
-    folder: RunFolder,
-    results: Sequence[RunResult],
-    optima: Sequence[DepthOptimum],
-    drifts: Sequence[Drift],
-) -> None:
-    """Write the tables and, where matplotlib is installed, the figures of a sweep."""
-    try:
-        for name, figure, title, caption in _figures(results, optima):
-            folder.add_figure(name, figure, title=title, caption=caption, section=_SECTION)
-    except MissingExtraError as err:
-        print(f"No figures: {err}", file=sys.stderr)
-    folder.add_table(
-        "lr_transfer_drift",
-        [drift_row(drift) for drift in drifts],
-        title="How far the best learning rate moves",
-        caption="Octaves of the base learning rate. Regret: loss at the base depth's best rate "
-        f"over the best loss, minus 1, in this sample. {SPREAD}",
-        section=_SECTION,
-        columns=None if drifts else ["rule"],
-    )
-    folder.add_table(
-        "lr_transfer_optima",
-        [optimum_row(optimum) for optimum in optima],
-        title="Best learning rate at every depth",
-        caption="The vertex of the parabola through the best grid point and its neighbours, in "
-        f"log2 rate and log loss; the grid point itself where a neighbour diverged. {SPREAD}",
-        section=_SECTION,
-    )
-    folder.add_table(
-        "lr_transfer_runs",
-        [
-            {**asdict(r), "diverged_at": "" if r.diverged_at is None else r.diverged_at}
-            for r in results
-        ],
-        title="All runs",
-        caption="Training loss over the last steps of every run; inf where it diverged.",
-        section=_SECTION,
-    )
-
-
-def optimum_row(optimum: DepthOptimum) -> dict[str, Any]:
-    """Return the table row of one optimum."""
-    return {
-        "rule": optimum.rule,
-        "depth": optimum.depth,
-        **_columns("best_log2_lr", optimum.log2_lr),
-        "grid_log2_lr": optimum.grid_log2_lr,
-        "edge": optimum.edge,
-        "train_loss": _rounded(optimum.loss),
-        "val_accuracy": _rounded(optimum.val_accuracy),
-        "train_loss_at_base_lr": _rounded(optimum.kept_loss),
-        **_columns("regret", optimum.regret),
-    }
-
-
-def drift_row(drift: Drift) -> dict[str, Any]:
-    """Return the table row of one rule's drift."""
-    return {
-        "rule": drift.rule,
-        **_columns("octaves_per_doubling", drift.per_doubling),
-        **_columns("octaves_in_total", drift.total),
-        "from_depth": drift.depths[0],
-        "to_depth": drift.depths[1],
-        "largest_regret": _rounded(drift.largest_regret),
-        "at_edge_of_grid": drift.edge,
-    }
-
-
-def finding(drift: Drift) -> str:
-    """Say in one sentence how far the best rate of one rule moved."""
-    if math.isnan(drift.total.value):
-        return f"Under {drift.rule} every run diverged at some depth: extend the rates downwards."
-    kept = "in this sample, keeping the base depth's rate"
-    if math.isinf(drift.largest_regret):
-        cost = f"{kept} diverges at some depth"
-    elif drift.largest_regret > 1:
-        cost = f"{kept} ends at up to {1 + drift.largest_regret:.1f} times the best loss"
-    else:
-        cost = f"{kept} ends at most {drift.largest_regret:.0%} above the best loss"
-    edge = " (some optimum lies at the edge of the grid: extend it)" if drift.edge else ""
-    moved, low, high = (_signed(v) for v in (drift.total.value, drift.total.low, drift.total.high))
-    spread = "range" if drift.seeds <= 3 else "bootstrap interval"  # as `bootstrap` says
-    over = f"{spread} over {count(drift.seeds, 'seed')} {low} to {high}" if drift.seeds > 1 else ""
-    return (
-        f"Under {drift.rule} the best rate moved by {moved} octaves from depth {drift.depths[0]} "
-        f"to {drift.depths[1]} ({over or 'one seed'}); {cost}{edge}."
-    )
-
-
-def _signed(octaves: float) -> str:
-    return f"{round(octaves, 1) + 0.0:+.1f}"  # + 0.0: no minus sign before a zero
-
-
-def format_optima(optima: Sequence[DepthOptimum]) -> str:
-    """Return the optima as a table to print: one row a rule, one column a depth."""
-    depths = sorted({o.depth for o in optima})
-    rows = [["best log2 lr / loss", *(f"L={d}" for d in depths)]]
-    for rule in dict.fromkeys(o.rule for o in optima):
-        own = {o.depth: o for o in optima if o.rule == rule}
-        rows.append([rule, *(_cell(own[d]) for d in depths)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    note = "(< or >: at the lower or upper edge of the grid)" if any(o.edge for o in optima) else ""
-    return "\n".join([*(line.rstrip() for line in lines), *filter(None, [note])])
-
-
-def _cell(optimum: DepthOptimum) -> str:
-    if math.isnan(optimum.log2_lr.value):
-        return "diverged"
-    mark = {"": "", "low": "<", "high": ">"}[optimum.edge]
-    return f"{mark}{optimum.log2_lr.value:.2f} / {optimum.loss:.4f}"
-
-
-def _figures(
-    results: Sequence[RunResult], optima: Sequence[DepthOptimum]
-) -> Iterator[tuple[str, Figure, str, str]]:
-    plt = import_extra("matplotlib.pyplot", "report")
-    from lightning_suite.report import lr_transfer_figure as figures  # noqa: PLC0415
-
-    for name, figure, title, caption in (
-        (
-            "lr_transfer",
-            figures.draw_loss_curves(results, optima),
-            "Loss against learning rate",
-            "One line a depth; band: range over seeds; large marker: optimum (hollow: at the edge "
-            "of the grid); grey line: the optimum of the first depth. Lines end where a run "
-            f"diverges. {_meanings(results)}",
-        ),
-        (
-            "lr_transfer_optimum",
-            figures.draw_optimum_over_depth(optima),
-            "Best learning rate against depth",
-            "Left: the optimum with its bootstrap interval over seeds. Right: what is lost in this "
-            "sample by keeping the base depth's best rate; a cross stands where that diverges. "
-            f"{SPREAD}",
-        ),
-    ):
-        yield name, figure, title, caption
-        plt.close(figure)
 
 
 def _tensors(data: LightningDataModule | None) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
@@ -332,21 +168,6 @@ def _tensors(data: LightningDataModule | None) -> tuple[tuple[torch.Tensor, torc
     return tensors("train"), tensors("val")
 
 
-def _words(value: str | float | Sequence[Any]) -> list[Any]:
-    if isinstance(value, str):
-        return [word.strip() for word in value.split(",") if word.strip()]
-    return list(value) if isinstance(value, Sequence) else [value]
-
-
-def _integers(name: str, value: str | int | Sequence[int]) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in _words(value))
-    except ValueError:
-        raise SuiteError(
-            f"{name}: {value!r} is not a list of whole numbers. Write for example 2,8,32."
-        ) from None
-
-
 def _shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
@@ -356,70 +177,27 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     return int(index) - 1, int(count)
 
 
-def _columns(name: str, interval: Interval) -> dict[str, float]:
-    return {
-        name: _without_noise(interval.value),
-        f"{name}_low": _without_noise(interval.low),
-        f"{name}_high": _without_noise(interval.high),
-    }
-
-
-def _without_noise(value: float) -> float:
-    """Round, and let what only rounding keeps from zero be zero."""
-    return 0.0 if abs(value) < _NOISE else _rounded(value)
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.5g}")
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class _Progress:
-    """A line that is rewritten on a terminal, and a new line now and then in a log."""
+class SweepProgress:
+    """How much of the grid is trained, and how long the rest will take."""
 
     def __init__(self) -> None:
-        self.start = self.last = time.monotonic()
-        self.first: float | None = None
-        self.live = sys.stderr.isatty()
+        self._line = ProgressLine(in_log=30, on_terminal=0.2)
+        self._first: float | None = None
 
-    def __call__(self, part: float, chunk: str) -> None:
-        now = time.monotonic()
-        if self.first is None:
-            self.first = part  # what an earlier command had finished costs no time now
-        if now - self.last < (0.2 if self.live else 30):
-            return
-        self.last = now
-        done = (part - self.first) or 1e-9
-        left = (now - self.start) * (1 - part) / done
-        line = f"{part:4.0%}  {chunk}  about {time_left(left)}"
-        print(
-            f"\r{line:<78}" if self.live else line,
-            end="" if self.live else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
+    def show(self, part: float, chunk: str) -> None:
+        """Say that ``part`` of the grid is trained and ``chunk`` is next."""
+        if self._first is None:
+            self._first = part  # what an earlier command had finished costs no time now
+        done = (part - self._first) or 1e-9
+        left = self._line.seconds * (1 - part) / done
+        self._line.show(f"{part:4.0%}  {chunk}  about {time_left(left)}")
 
-
-@contextmanager
-def _progress() -> Iterator[_Progress]:
-    progress = _Progress()
-    try:
-        yield progress
-    finally:
-        if progress.live:
-            print(f"\r{'':<78}\r", end="", file=sys.stderr, flush=True)
+    def close(self) -> None:
+        """Clear the line."""
+        self._line.close()
