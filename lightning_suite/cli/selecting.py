@@ -110,7 +110,14 @@ def read_source(folder: Path, data: str | None = None) -> Source:
     where = data if data is not None else known["source"]
     if not where:
         raise SuiteError(f"{path}: names no data. Say where they are: --data.")
-    rows = read_rows(where)["train"]
+    try:
+        rows = read_rows(where)["train"]
+    except SuiteError as err:
+        if data is not None:
+            raise
+        raise SuiteError(
+            f"{err} {path} names these data; elsewhere they are given by --data."
+        ) from err
     name = where if isinstance(where, str) else ", ".join(where)
     examples = read_examples(
         rows, Columns(**known["columns"]), where=name, duplicate_ids=known["duplicate_ids"]

@@ -240,7 +240,7 @@ def _main_figures(figures: Mapping[str, float]) -> str:
 
 
 def _plain(value: float) -> str:
-    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(value)
 
 
 # --- comparison -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_suite.cli.commands.bank import export, list_edits, show
+from lightning_suite.errors import SuiteError
 from lightning_suite.scen.bank import ExpertBank
 from lightning_suite.scen.bank_file import load_bank, save_bank
 from lightning_suite.scen.editing import expert_settings, make_gate
@@ -141,6 +142,30 @@ def test_damaged_tensors_even_where_the_hash_was_made_to_fit(
     (tmp_path / "b.safetensors").write_bytes(content)
     (tmp_path / "b.json").write_text(json.dumps(said))
     use(tmp_path / "b", capsys)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "value"),
+    [
+        ("bce", "steps", 2**31),
+        ("bce", "steps", 1.5),
+        ("bce", "hard", 0),
+        ("bce", "lr", float("nan")),
+        ("bce", "scale", float("inf")),
+        ("scen", "steps", -1),
+        ("scen", "seed", 2**64),
+        ("scen", "theta", True),
+    ],
+)
+def test_settings_with_which_no_gate_was_made_are_named(
+    tmp_path: Path, whole: Path, kind: str, setting: str, value: Any
+) -> None:
+    said = json.loads((whole / f"{kind}.json").read_text())
+    said["gate_state"]["_extra_state"][setting] = value
+    (tmp_path / "b.safetensors").write_bytes((whole / f"{kind}.safetensors").read_bytes())
+    (tmp_path / "b.json").write_text(json.dumps(said))
+    with pytest.raises(SuiteError, match=f"setting '{setting}' is .* expected a .*number from"):
+        load_bank(tmp_path / "b", lambda stored: make_gate(stored.gate))
 
 
 SHAPES = st.lists(st.integers(0, 7), max_size=3)

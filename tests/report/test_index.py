@@ -78,6 +78,19 @@ def test_all_runs_are_listed_with_method_command_state_and_figures(runs: Path) -
     assert_self_contained(page)
 
 
+def test_whole_numbers_are_shown_as_such_where_nothing_was_scored_or_fired(tmp_path: Path) -> None:
+    for name, table, row in (
+        ("scores", "resofilter_status", {"status": "no_labels", "samples": 3}),
+        ("edits", "scen_answers", {"prompt": "a", "fired": None}),
+    ):
+        folder = RunFolder(tmp_path / name)
+        folder.add_table(table, [row], title=name)
+        folder.write_record(command=["lightning-suite", "test"], seed=0, config="seed: 0")
+    source = Page(write_index([tmp_path], tmp_path / "index.html")).source
+    assert "scored samples 0" in source
+    assert "questions answered by an edit 0" in source
+
+
 def test_links_lead_to_the_pages_of_the_runs_wherever_the_index_is(runs: Path) -> None:
     for path in (runs / "index.html", runs.parent / "other/compare.html"):
         links = [

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize, softplus
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.experts import StackedAdam
 from lightning_suite.scen.gates.closed import ClosedGate
+from lightning_suite.scen.gates.keyed import MOST_STEPS
 
 
 class BCEGate(ClosedGate):
@@ -49,7 +50,10 @@ class BCEGate(ClosedGate):
     def check(self) -> None:
         """Refuse tables that do not fit each other."""
         super().check()
-        self._need_numbers(self.hard, self.lr, self.steps, self.scale)
+        self._need_number("hard", 1, 1e6, int)
+        self._need_number("lr", 0, 1e3)
+        self._need_number("steps", 0, MOST_STEPS, int)
+        self._need_number("scale", 0, 1e6)
 
     def remove(self, slots: Sequence[int]) -> None:
         """Forget ``slots`` and train the others without them."""

@@ -14,6 +14,9 @@ from lightning_suite.scen import routing
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.gates.base import MISS, Gate, PromptQuery, Routing
 
+# Of a gate that trains: one that says more would not end when an edit is removed.
+MOST_STEPS = 100_000
+
 
 class KeyedGate(Gate):
     """A gate that compares the input of the edited layer with one key an edit.
@@ -58,9 +61,17 @@ class KeyedGate(Gate):
         if not fits:
             raise SuiteError(f"the gate's table {table!r} does not fit the others.")
 
-    def _need_numbers(self, *settings: float) -> None:
-        if not all(type(value) in (int, float) for value in settings):
-            raise SuiteError(f"the settings of the gate {self.kind!r} are no numbers: {settings}.")
+    def _need_number(
+        self, setting: str, least: float, most: float, kind: type[int | float] = float
+    ) -> None:
+        """Refuse a setting with which no gate can have been made: a bank is made by anybody."""
+        value = getattr(self, setting)
+        if type(value) not in (int, kind) or not least <= value <= most:
+            what = "a whole number" if kind is int else "a number"
+            raise SuiteError(
+                f"the gate's setting {setting!r} is {str(value)[:40]}, expected {what} "
+                f"from {least:g} to {most:g}."
+            )
 
     @property
     def alive(self) -> Tensor:

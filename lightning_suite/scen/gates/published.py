@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
-from lightning_suite.scen.gates.keyed import KeyedGate
+from lightning_suite.scen.gates.keyed import MOST_STEPS, KeyedGate
 from lightning_suite.scen.published import train_neurons
 
 
@@ -55,9 +55,13 @@ class PublishedGate(KeyedGate):
     def check(self) -> None:
         """Refuse tables that do not fit each other."""
         super().check()
-        self._need_numbers(self.theta, self.lr, self.steps, self.seed)
+        self._need_number("theta", -1e3, 1e3)
+        self._need_number("lr", 0, 1e3)
+        self._need_number("steps", 0, MOST_STEPS, int)
+        self._need_number("seed", -(2**63), 2**63 - 1, int)
         self._need("slots", self.slots.ndim == 1)
         self._need("slots", bool(((self.slots >= 0) & (self.slots < len(self.keys))).all()))
+        self._need("states", len(self.states) == len(self.slots))
         if len(self.slots):
             self._need("states", self.states.shape == (len(self.slots), self.keys.shape[1]))
 
