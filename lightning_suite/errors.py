@@ -50,10 +50,16 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
         word: What the user wrote.
         known: All words that would have been right.
     """
+    near = closest(word, known)
+    return f" Did you mean {near!r}?" if near else ""
+
+
+def closest(word: object, known: Iterable[str]) -> str:
+    """Return the known word that is most like ``word``; an empty string if none is like it."""
     if not isinstance(word, str):  # YAML and JSON may say anything
         return ""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    return close[0] if close else ""
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:

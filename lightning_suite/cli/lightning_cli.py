@@ -32,7 +32,7 @@ from lightning_suite.cli.checkpoints import (
 )
 from lightning_suite.cli.messages import constructor_errors
 from lightning_suite.cli.parsing import HelpFormatter, prepare_classes
-from lightning_suite.cli.problems import explain
+from lightning_suite.cli.problems import explain, wrong_values
 from lightning_suite.cli.shipped import resolve_options
 from lightning_suite.cli.trainer_help import EPILOG, USAGE
 from lightning_suite.cli.wandb_artifacts import log_artifacts
@@ -178,7 +178,11 @@ class SuiteCLI(LightningCLI):
         try:
             self.config = parser.parse_args(words)
         except ArgumentError as err:
-            raise explain(words, self._subcommand_parsers[words[0]], err) from err
+            raise explain(words[1:], self._subcommand_parsers[words[0]], err) from err
+        wrong = wrong_values(self.config[words[0]], words[0])
+        if wrong:  # before a large model is loaded
+            refusal = SuiteError(wrong[0][1])
+            raise explain(words[1:], self._subcommand_parsers[words[0]], refusal)
 
     def _parse_ckpt_path(self) -> None:
         """Take the model's arguments from the checkpoint, if this program wrote it.

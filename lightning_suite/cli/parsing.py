@@ -19,6 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 
 from lightning_suite.cli.commands import COMMANDS
 from lightning_suite.cli.messages import condense, constructor_errors
+from lightning_suite.cli.option_words import refused_words, usage
 from lightning_suite.cli.shipped import resolve_options
 from lightning_suite.errors import SuiteError, did_you_mean
 
@@ -43,6 +44,9 @@ def run_command(name: str, args: list[str]) -> int:
 
 def _run(name: str, run: Callable[..., int], args: list[str]) -> int:
     parser, words = command_parser(name, run), resolve_options(args)
+    takes_any = getattr(sys.modules[run.__module__], "TAKES_ANY_WORDS", False)
+    if words and takes_any and not {"-h", "--help"} & {*words}:
+        words = ["--", *words]
     try:
         parsed = parser.parse_args(words)
     except ArgumentError as err:
@@ -50,8 +54,7 @@ def _run(name: str, run: Callable[..., int], args: list[str]) -> int:
             from lightning_suite.cli.problems import explain  # noqa: PLC0415
 
             raise explain(words, parser, err) from err
-        advice = _nearest_option(str(err), parser)
-        raise SuiteError(f"{condense(str(err))}{advice} (see {parser.prog} --help)") from err
+        raise SuiteError(_refusal(words, parser, str(err))) from err
     for key in getattr(sys.modules[run.__module__], "IGNORED", ()):
         parsed[key] = None  # or every class that is named in there would be made
     config = instantiate(parser, parsed)
@@ -60,12 +63,14 @@ def _run(name: str, run: Callable[..., int], args: list[str]) -> int:
     return run(**{key: config[key] for key in inspect.signature(run).parameters})
 
 
-def _nearest_option(refusal: str, parser: ArgumentParser) -> str:
-    """Return ``" Did you mean '--json'?"`` for the first option that there is not."""
-    _, unknown, words = refusal.partition("nrecognized arguments: ")
-    word = next((word.partition("=")[0] for word in words.split() if word[0] == "-"), "")
-    known = [name for action in parser._actions for name in action.option_strings]
-    return did_you_mean(word, known) if unknown and word else ""
+def _refusal(words: list[str], parser: ArgumentParser, refusal: str) -> str:
+    """Return what to do about words that a parser refuses."""
+    told = f"(see {parser.prog} --help)"
+    if unknown := refused_words(words, parser):
+        return f"{' '.join(unknown)} {told}"
+    of_words = "required" in refusal or "nrecognized" in refusal
+    expected = f". Expected: {usage(parser)}" if of_words else ""
+    return f"{condense(refusal)}{expected} {told}"
 
 
 def command_parser(name: str, run: Callable[..., int]) -> ArgumentParser:
@@ -74,8 +79,8 @@ def command_parser(name: str, run: Callable[..., int]) -> ArgumentParser:
     Args:
         name: As the user types it.
         run: Its function: parameters without default are positional, ``bool = False`` is a flag,
-            a ``list`` without default takes the words that are left, ``config`` is ``-c``,
-            repeatable.
+            a ``list`` without default takes the words that are left, a ``tuple`` with the
+            default ``()`` likewise if there are any, ``config`` is ``-c``, repeatable.
     """
     doc = _parsed_doc(run)
     takes_config = _takes_config(name)
@@ -102,7 +107,7 @@ def command_parser(name: str, run: Callable[..., int]) -> ArgumentParser:
             parser.add_argument(flag, dest=key, action="store_true", help=helps.get(key))
         elif key == "config":
             parser.add_argument("-c", "--config", action="append", help=helps.get(key))
-        elif get_origin(hints[key]) is list and parameter.default is parameter.empty:
+        elif get_origin(hints[key]) in (list, tuple) and parameter.default in (parameter.empty, ()):
             lists[key] = get_args(hints[key])[0]
         else:
             continue
@@ -115,7 +120,8 @@ def command_parser(name: str, run: Callable[..., int]) -> ArgumentParser:
     parser.add_function_arguments(run, as_group=False, as_positional=True, skip=special)
     for key, item in lists.items():  # behind the single words
         metavar = key.upper().removesuffix("S")
-        parser.add_argument(key, nargs="+", type=item, metavar=metavar, help=helps.get(key))
+        many = {"nargs": "+"} if get_origin(hints[key]) is list else {"nargs": "*", "default": []}
+        parser.add_argument(key, **many, type=item, metavar=metavar, help=helps.get(key))
     return parser
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from lightning_suite.cli.main import main
 
 PROJECT = """
 import torch
@@ -76,3 +78,23 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     sys.modules.pop("users_project", None)  # the next test has a file of the same name
+
+
+@pytest.fixture
+def check(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, list[str]]]:
+    """Check YAML texts as a stack on top of ``base.yaml``; return the exit status and the lines."""
+
+    def check(
+        *texts: str, base: str = "base.yaml", options: tuple[str, ...] = ()
+    ) -> tuple[int, list[str]]:
+        files = [base] if base else []
+        for number, text in enumerate(texts):
+            name = f"{number}.yaml"
+            (project / name).write_text(text)
+            files.append(name)
+        status = main(["check", *files, *options])
+        return status, capsys.readouterr().out.splitlines()
+
+    return check

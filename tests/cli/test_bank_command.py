@@ -97,8 +97,9 @@ class TestLooking:
         for words in (str(made / "lm"), "down_proj (341 -> 128)", "closed", "1 replaced", "2 live"):
             assert words in out
 
-    def test_show_has_all_versions_of_an_edit(self, run: Run) -> None:
-        _, out, _ = run("show", "facts", "--id", "tom")
+    @pytest.mark.parametrize("words", [("tom",), ("--id", "tom")])
+    def test_show_has_all_versions_of_an_edit(self, run: Run, words: tuple[str, ...]) -> None:
+        _, out, _ = run("show", "facts", *words)
         assert [line for line in out.splitlines() if "target" in line or "replaces" in line] == [
             "target       red",
             "replaces     -",
@@ -108,7 +109,7 @@ class TestLooking:
         assert "loss " in out
 
     def test_an_unknown_edit_is_refused_with_the_nearest(self, run: Run) -> None:
-        status, _, err = run("show", "facts", "--id", "lilly")
+        status, _, err = run("show", "facts", "lilly")
         assert (status, "Did you mean 'lily'" in err) == (2, True)
 
     def test_looking_takes_no_model_and_no_torch(self, run: Run) -> None:

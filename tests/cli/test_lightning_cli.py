@@ -237,8 +237,9 @@ def test_a_config_with_typos_gives_all_of_them_at_once(project, capsys):
 def test_a_wrong_option_is_named_without_the_usage(project, capsys):
     assert main(["fit", "-c", "base.yaml", "--trainer.max_epochs=many"]) == 2
     error = capsys.readouterr().err
-    assert "trainer.max_epochs: expected int or null, got 'many'" in error
-    assert len(error.splitlines()) == 2
+    assert error == (
+        "lightning-suite: error: --trainer.max_epochs: expected int or null, got 'many'\n"
+    )
 
 
 TOO_MUCH_CORRECTION = """
@@ -282,7 +283,7 @@ def test_an_error_of_a_users_constructor_keeps_its_traceback(project):
 
 def test_abbreviated_options_are_refused(project, capsys):
     assert main(["fit", "-c", "base.yaml", "--trainer.max_epoch=3"]) == 2
-    assert "unrecognized arguments: --trainer.max_epoch=3" in capsys.readouterr().err
+    assert "--trainer.max_epoch: unknown option." in capsys.readouterr().err
 
 
 # --- checkpoints ---------------------------------------------------------------------------------

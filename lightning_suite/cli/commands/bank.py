@@ -55,22 +55,27 @@ def list_edits(bank: str, find: str | None = None, all: bool = False) -> int:
     return 0
 
 
-def show(bank: str, id: str | None = None) -> int:
-    """Show what a bank is, or all versions of one edit, without the model.
+def show(bank: str, ids: tuple[str, ...] = (), id: str | None = None) -> int:
+    """Show what a bank is, or all versions of some edits, without the model.
 
     Args:
         bank: Path of the bank.
-        id: Of an edit; without it, the base model and the settings are shown.
+        ids: Of edits; without any, the base model and the settings are shown.
+        id: The same for one edit.
 
     Example:
         lightning-suite bank show facts
-        lightning-suite bank show facts --id capital-of-france
+        lightning-suite bank show facts capital-of-france
     """
     stored = read_bank(bank)
-    if id is not None:
-        shown = [r for r in stored.records if r.edit.id == id] or [
-            stored.records[stored.history.slot(id)]  # raises, with a suggestion
-        ]
+    wanted = [*ids, *([id] if id is not None else [])]
+    chosen = [
+        [r for r in stored.records if r.edit.id == one]
+        or [stored.records[stored.history.slot(one)]]  # raises, with a suggestion
+        for one in wanted
+    ]
+    if chosen:
+        shown = [record for records in chosen for record in records]
         for record in shown:
             before = record.replaces
             lines = {

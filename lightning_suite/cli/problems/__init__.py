@@ -1,0 +1,7 @@
+"""Everything that is wrong with a configuration at once, each with its file, line and key."""
+
+from lightning_suite.cli.problems.accepted import wrong_values
+from lightning_suite.cli.problems.sources import Problem
+from lightning_suite.cli.problems.stack import command_of, explain, find_problems
+
+__all__ = ["Problem", "command_of", "explain", "find_problems", "wrong_values"]

@@ -1,0 +1,103 @@
+"""Mistakes that the parser does not know."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_suite.cli.main import main
+
+
+def test_a_later_plain_list_that_replaces_an_earlier_one_is_a_warning(check):
+    item = "[{class_path: LearningRateMonitor}]"
+    status, lines = check(
+        f"trainer:\n  callbacks+: {item}\n", f"trainer:\n  max_epochs: 1\n  callbacks: {item}\n"
+    )
+    assert status == 0
+    assert lines == [
+        "1.yaml:3: warning: trainer.callbacks: replaces LearningRateMonitor of 0.yaml; "
+        "write `callbacks+:` to append",
+        "base.yaml + 0.yaml + 1.yaml: ok",
+    ]
+    assert check(f"trainer: {{callbacks: {item}}}", f"trainer: {{callbacks+: {item}}}")[1] == [
+        "base.yaml + 0.yaml + 1.yaml: ok"
+    ]
+
+
+def test_a_missing_extra_gives_the_pip_command(check, monkeypatch):
+    find_spec = "importlib.util.find_spec"
+    monkeypatch.setattr(find_spec, lambda name: None)
+    status, lines = check("trainer:\n  logger:\n    class_path: WandbLogger\n")
+    assert status == 1
+    assert "0.yaml:3: error: trainer.logger.class_path: WandbLogger needs" in lines[0]
+    assert "pip install 'lightning-suite[wandb]'" in lines[0]
+
+
+LLAMA = """\
+model:
+  class_path: CausalLMModule
+  init_args:
+    config:
+      model_type: {kind}
+      {key}: 2
+    lora: {{{lora}: 4}}
+"""
+
+
+def test_keys_of_a_models_own_configuration_are_checked_where_they_stand(check):
+    pytest.importorskip("peft")
+    _, lines = check(LLAMA.format(kind="llama", key="num_hidden_layer", lora="rr"))
+    assert lines[:2] == [
+        "0.yaml:6: error: model.init_args.config.num_hidden_layer: model_type llama has no "
+        "'num_hidden_layer'. Did you mean 'num_hidden_layers'?",
+        "0.yaml:7: error: model.init_args.lora.rr: peft.LoraConfig has no 'rr'. Did you mean 'r'?",
+    ]
+    _, lines = check(LLAMA.format(kind="lama", key="num_hidden_layers", lora="r"))
+    assert "0.yaml:5: error: model.init_args.config.model_type: model_type 'lama'" in lines[0]
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "rope_theta", "use_cache", "num_labels"])
+def test_keys_that_the_configuration_class_takes_are_ok(check, key):
+    pytest.importorskip("peft")
+    assert check(LLAMA.format(kind="llama", key=key, lora="r"))[0] == 0
+
+
+RECORDED = "{class_path: GradientFeatureCallback, init_args: {features: [grad_norm, %s]}}"
+
+
+def test_names_of_features_are_checked_in_fit_too(check, capsys):
+    status, lines = check(f"trainer:\n  callbacks: [{RECORDED % 'grad_mxa'}]\n")
+    where = "0.yaml:2: error: trainer.callbacks.0.init_args.features.1: 'grad_mxa' is unknown."
+    assert (status, len(lines)) == (1, 2)
+    assert lines[0].startswith(f"{where} Did you mean 'grad_max'?")
+    assert main(["fit", "-c", "base.yaml", "-c", "0.yaml"]) == 2
+    assert where in capsys.readouterr().err
+
+
+def test_names_of_features_are_checked_in_a_config_of_score(project, capsys):
+    (project / "score.yaml").write_text("out: x\nfeatures: [grad_norm]\nlayers: all\n")
+    assert main(["check", "score.yaml", "--features=[grad_mxa]"]) == 1
+    line = capsys.readouterr().out.splitlines()[0]
+    assert "command line: error: --features: 'grad_mxa' is unknown. Did you mean 'grad_m" in line
+
+
+def test_what_a_later_file_replaces_is_no_problem_any_more(check):
+    wrong = f"trainer:\n  callbacks: [{RECORDED % 'grad_mxa'}]\n"
+    assert check(wrong, f"trainer:\n  callbacks: [{RECORDED % 'grad_max'}]\n")[0] == 0
+
+
+def test_what_is_wrong_inside_an_option_comes_with_the_other_problems(check):
+    lines = check(f"trainer:\n  max_epoch: 1\n  callbacks: [{RECORDED % 'grad_mxa'}]\n")[1]
+    assert [line.split(": ")[2] for line in lines[:-1]] == [
+        "trainer.max_epoch",
+        "trainer.callbacks.0.init_args.features.1",
+    ]
+
+
+def test_options_of_the_other_methods_are_checked_by_their_own_modules(check):
+    text = "model: {class_path: %s, init_args: %s}\n"
+    scen = "{pretrained: x, training: {step: 3}, baselines: [grce], gate: close}"
+    lines = check(text % ("SCENModule", scen))[1]
+    for near in ("'steps'", "'grace'", "'closed'"):
+        assert any(f"Did you mean {near}?" in line for line in lines)
+    lines = check(text % ("LMCDModule", "{pretrained: x, head: mirtt}"))[1]
+    assert "Did you mean 'mirt'?" in lines[0]
