@@ -32,12 +32,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from lightning_suite.depth_mup.batched import (
-    OptimizerSettings,
     Run,
     runs_per_batch,
     train_batched,
 )
 from lightning_suite.depth_mup.models import ResidualMLP
+from lightning_suite.depth_mup.stacked_optimizer import OptimizerSettings
 from lightning_suite.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "batched_sweep.json"

@@ -31,7 +31,6 @@ from lightning_suite.cli.lr_transfer_results import (
     optimum_row,
 )
 from lightning_suite.datamodules.image import ImageDataModule
-from lightning_suite.depth_mup.batched import OptimizerSettings
 from lightning_suite.depth_mup.lr_optimum import analyse
 from lightning_suite.depth_mup.lr_transfer import (
     BatchedEngine,
@@ -41,6 +40,7 @@ from lightning_suite.depth_mup.lr_transfer import (
     RunResult,
     parse_log2_lrs,
 )
+from lightning_suite.depth_mup.stacked_optimizer import OptimizerSettings
 from lightning_suite.depth_mup.sweep_store import SweepStore, run_sweep
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write, write_csv, write_json

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lightning_suite.depth_mup.batched import (
-    OptimizerSettings,
     Run,
     runs_per_batch,
     train_batched,
@@ -29,6 +28,7 @@ from lightning_suite.depth_mup.param_groups import Factors, role_factors
 from lightning_suite.depth_mup.parametrization import Parametrization
 from lightning_suite.depth_mup.roles import assign_roles
 from lightning_suite.depth_mup.rules import Rule
+from lightning_suite.depth_mup.stacked_optimizer import OptimizerSettings
 from lightning_suite.depth_mup.sweep_grid import (
     Chunk,
     Grid,

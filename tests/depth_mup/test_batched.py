@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from lightning_suite.depth_mup.batched import (
     BatchedResult,
-    OptimizerSettings,
     Run,
     batch_order,
     evaluate_batched,
@@ -20,6 +19,7 @@ from lightning_suite.depth_mup.batched import (
 )
 from lightning_suite.depth_mup.lr_transfer import BatchedEngine, NetSettings, RuleChoice
 from lightning_suite.depth_mup.param_groups import Factors
+from lightning_suite.depth_mup.stacked_optimizer import OptimizerSettings
 from lightning_suite.errors import SuiteError
 
 STEPS, BATCH = 12, 16
@@ -188,18 +188,3 @@ def test_what_cannot_be_trained_is_refused(change: dict[str, object], message: s
     }
     with pytest.raises(SuiteError, match=message):
         train_batched(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"name": "adamx"}, "Did you mean 'adam"),
-        ({"momentum": 1.0}, r"must lie in \[0, 1\)"),
-        ({"nesterov": True}, "needs a momentum"),
-        ({"weight_decay": -1.0}, "must not be negative"),
-        ({"betas": (0.9, 1.0)}, "betas"),
-    ],
-)
-def test_impossible_optimizers_are_refused(options: dict[str, object], message: str) -> None:
-    with pytest.raises(SuiteError, match=message):
-        OptimizerSettings(**options)

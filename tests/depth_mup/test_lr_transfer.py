@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_suite.depth_mup.batched import OptimizerSettings
 from lightning_suite.depth_mup.lr_optimum import (
     analyse,
     best_log2_lr,
@@ -31,6 +30,7 @@ from lightning_suite.depth_mup.lr_transfer import (
     plan,
     shard_of,
 )
+from lightning_suite.depth_mup.stacked_optimizer import OptimizerSettings
 from lightning_suite.depth_mup.sweep_store import SweepStore, run_sweep
 from lightning_suite.errors import SuiteError
 

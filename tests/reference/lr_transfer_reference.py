@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_suite.depth_mup.batched import Factors, OptimizerSettings, Run, batch_order
+from lightning_suite.depth_mup.batched import Run, batch_order
+from lightning_suite.depth_mup.param_groups import Factors
+from lightning_suite.depth_mup.stacked_optimizer import OptimizerSettings
 
 
 def train_alone(

@@ -15,7 +15,6 @@ from lightning_suite.cli.lr_transfer_results import finding, format_optima, save
 from lightning_suite.cli.parsing import time_left
 from lightning_suite.cli.progress import ProgressLine
 from lightning_suite.cli.threads import cpu_threads
-from lightning_suite.depth_mup.batched import OptimizerSettings
 from lightning_suite.depth_mup.lr_optimum import analyse
 from lightning_suite.depth_mup.lr_transfer import (
     BatchedEngine,
@@ -25,6 +24,7 @@ from lightning_suite.depth_mup.lr_transfer import (
     RuleChoice,
     parse_log2_lrs,
 )
+from lightning_suite.depth_mup.stacked_optimizer import OptimizerSettings
 from lightning_suite.depth_mup.sweep_store import SweepStore, run_sweep
 from lightning_suite.errors import SuiteError
 from lightning_suite.run_folder import RunFolder
