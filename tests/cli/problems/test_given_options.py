@@ -73,10 +73,9 @@ def test_options_that_fit_takes_are_ok(check, options):
 
 def test_an_option_of_a_callback_on_the_command_line_is_named(check):
     options = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitr", "x")
-    assert check(options=options)[1][0] == (
-        "command line: error: --trainer.callbacks.monitr: "
-        "EarlyStopping: Option 'monitr' is not accepted"
-    )
+    line = check(options=options)[1][0]
+    assert line.startswith("command line: error: --trainer.callbacks.monitr: ")
+    assert "'monitr'" in line
 
 
 def test_check_and_fit_agree_on_a_wrong_value_that_an_option_replaces(check):
