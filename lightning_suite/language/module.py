@@ -21,6 +21,7 @@ from lightning_suite.language.loading import (
     checkpoint_activations,
     load_tokenizer,
 )
+from lightning_suite.scheduling import scheduled
 
 # What a batch may say about its samples besides the model's keywords.
 SAMPLE_KEYS = frozenset({"ids", "truncated", "empty_answer", "n_tokens", "n_label_tokens"})
@@ -191,19 +192,12 @@ class CausalLMModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer of the trainable parameters, and its scheduler."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        if self.lr_scheduler is None:
-            return optimizer
-        scheduler = self.lr_scheduler(optimizer)
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            monitor = getattr(scheduler, "monitor", "val_loss")
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": scheduler, "monitor": monitor},
-            }
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler_interval},
-        }
+        return scheduled(
+            optimizer,
+            self.lr_scheduler,
+            interval=self.scheduler_interval,
+            monitor="val_loss",
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on without a callback that the training depended on."""

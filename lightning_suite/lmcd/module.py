@@ -36,6 +36,7 @@ from lightning_suite.lmcd.heads.registry import HEADS, NEEDS_KC_VECTORS
 from lightning_suite.lmcd.layout import Prefixes
 from lightning_suite.lmcd.metrics import DiagnosisMetrics
 from lightning_suite.lmcd.model import DiagnosisModel
+from lightning_suite.scheduling import scheduled
 from lightning_suite.seeding import seeded_by
 
 _log = logging.getLogger(__name__)
@@ -241,13 +242,6 @@ class LMCDModule(LightningModule):
         """Log the metrics of the whole validation part."""
         self._log("val", self.val_metrics)
 
-    def _warn_untrained(self) -> None:
-        if not self.trained_on and self.trainer.is_global_zero:
-            _log.warning(
-                "LMCDModule: this model has not been trained, so what it says of students and "
-                "exercises is where it would begin. Give the checkpoint of a fit: --ckpt_path."
-            )
-
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the whole test part."""
         self._log("test", self.test_metrics)
@@ -256,20 +250,8 @@ class LMCDModule(LightningModule):
         """Make the optimizer of backbone, students and head, and its scheduler."""
         rates = self.hparams["lr_students"], self.hparams["lr_heads"]
         optimizer = self.optimizer(parameter_groups(self.model, *rates))
-        if self.lr_scheduler is None:
-            return optimizer
-        scheduler = self.lr_scheduler(optimizer)
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            monitor = getattr(scheduler, "monitor", "lmcd/val_nll")
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": scheduler, "monitor": monitor},
-            }
         interval = self.hparams["scheduler_interval"]
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": interval},
-        }
+        return scheduled(optimizer, self.lr_scheduler, interval=interval, monitor="lmcd/val_nll")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep who the students and KCs are; leave out what of a loaded backbone is not trained."""
@@ -333,6 +315,13 @@ class LMCDModule(LightningModule):
         weight = self.model.fusion.students.weight
         weight.copy_(weight[[place[student] for student in ids]])
         self.student_ids = ids
+
+    def _warn_untrained(self) -> None:
+        if not self.trained_on and self.trainer.is_global_zero:
+            _log.warning(
+                "LMCDModule: this model has not been trained, so what it says of students and "
+                "exercises is where it would begin. Give the checkpoint of a fit: --ckpt_path."
+            )
 
     def _make(self, student_ids: list[str], kc_ids: list[str], kc_vectors: Tensor | None) -> None:
         """Make the model with tables of these students and KCs."""
