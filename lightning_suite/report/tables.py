@@ -130,6 +130,11 @@ def short_number(text: str) -> str:
     return f"{number:.4g}"
 
 
+def plain_number(value: float) -> str:
+    """Write a number in full, a whole one without a fraction."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(value)
+
+
 def _cell(cell: Cell, number: bool, *, name: bool, label: str) -> str:
     tag, scope = ("th", ' scope="row"') if name else ("td", "")
     classes = ["number"] if number and not name else []

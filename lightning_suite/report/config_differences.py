@@ -1,0 +1,63 @@
+"""The keys in which the configurations of like runs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import groupby
+
+from lightning_suite.report.entries import Entry
+from lightning_suite.report.layout import Section, notice
+from lightning_suite.report.tables import html_table
+
+_MOST_KEYS = 200
+
+
+def config_differences(entries: Sequence[Entry]) -> list[Section]:
+    """What differs between the configurations of runs of one command."""
+
+    def kind(entry: Entry) -> tuple[str, str]:
+        command = entry.run.subcommand if entry.run else ""
+        return command, entry.summary.config.get("model", "")
+
+    comparable = sorted((entry for entry in entries if entry.summary.config), key=kind)
+    parts = []
+    for names, group in groupby(comparable, kind):
+        members = list(group)
+        if len(members) < 2:
+            continue
+        title = f"Of {' · '.join(filter(None, names))}" if any(names) else "Of other runs"
+        parts.append(f'<h3 class="group">{escape(title)}</h3>')
+        differing = _differing([entry.summary.config for entry in members])
+        if not differing:
+            parts.append(f'<p class="soft">{len(members)} runs with the same configuration.</p>')
+            continue
+        if len(differing) > _MOST_KEYS:
+            text = f"The first {_MOST_KEYS} of {len(differing)} differing keys are shown."
+            parts.append(notice(text))
+        rows = [
+            [key, *(entry.summary.config.get(key, "—") for entry in members)]
+            for key in differing[:_MOST_KEYS]
+        ]
+        header = ["key", *(entry.name for entry in members)]
+        table = html_table(header, rows, label=f"Configuration: {title}", named_rows=True)
+        parts.append(f'<div class="card">{table}</div>')
+    return [Section("Differing configuration", "\n".join(parts))] if parts else []
+
+
+def _differing(configs: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the keys whose values differ.
+
+    Where only some have a class, its arguments say no more than its own line, unless those that
+    have it differ in them.
+    """
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    differing = [key for key in keys if len({config.get(key) for config in configs}) > 1]
+
+    def told(key: str) -> bool:
+        parts = key.split(".")
+        above = {".".join(parts[:n]) for n in range(1, len(parts))}
+        values = {config[key] for config in configs if key in config}
+        return len(values) == 1 and not above.isdisjoint(differing)
+
+    return [key for key in differing if not told(key)]
