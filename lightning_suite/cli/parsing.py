@@ -70,7 +70,7 @@ def _refusal(words: list[str], parser: ArgumentParser, refusal: str) -> str:
         return f"{' '.join(unknown)} {told}"
     of_words = "required" in refusal or "nrecognized" in refusal
     expected = f". Expected: {usage(parser)}" if of_words else ""
-    return f"{condense(refusal)}{expected} {told}"
+    return f"{condense(refusal).rstrip('.')}{expected} {told}"
 
 
 def command_parser(name: str, run: Callable[..., int]) -> ArgumentParser:
@@ -120,8 +120,11 @@ def command_parser(name: str, run: Callable[..., int]) -> ArgumentParser:
     parser.add_function_arguments(run, as_group=False, as_positional=True, skip=special)
     for key, item in lists.items():  # behind the single words
         metavar = key.upper().removesuffix("S")
-        many = {"nargs": "+"} if get_origin(hints[key]) is list else {"nargs": "*", "default": []}
-        parser.add_argument(key, **many, type=item, metavar=metavar, help=helps.get(key))
+        few = "+" if get_origin(hints[key]) is list else "*"
+        words = parser.add_argument(key, nargs=few, type=item, metavar=metavar, help=helps.get(key))
+        if few == "*":  # in two ways, as jsonargparse's releases before and after 4.49 read it
+            words.default, words.required = [], False
+            getattr(parser, "required_args", set()).discard(key)
     return parser
 
 

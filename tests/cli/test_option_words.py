@@ -51,7 +51,7 @@ def test_a_mistyped_option_means_the_closest(typed: str, meant: str) -> None:
         ("score --feature x", "--feature: unknown option. Did you mean '--features'?"),
         ("coord-check --dephts 3", "--dephts: unknown option. Did you mean '--depths'?"),
         ("bank rollback facts --id x", "Expected: lightning-suite bank rollback BANK ID"),
-        ("bank show", "bank. Expected: lightning-suite bank show BANK [ID …]"),
+        ("bank show", "Expected: lightning-suite bank show BANK [ID …]"),
         ("bank rollback facts a b", "b. Expected: lightning-suite bank rollback BANK ID"),
     ],
 )

@@ -32,14 +32,14 @@ def test_a_mistyped_option_of_fit_gets_its_real_name(project, capsys, typed, mea
 
 
 def test_all_wrong_options_and_keys_come_at_once(check):
-    options = ("--trainer.max_step", "3", "--trainer.max_epochs=x", "--model.widht", "3")
+    options = ("--trainer.max_step", "3", "--trainer.num_nodes=x", "--model.widht", "3")
     assert check("trainer:\n  max_tim: 3\n", options=options) == (
         1,
         [
             "0.yaml:2: error: trainer.max_tim: unknown key. Did you mean 'max_time'?",
             "command line: error: --trainer.max_step: unknown option. "
             "Did you mean '--trainer.max_steps'?",
-            "command line: error: --trainer.max_epochs: expected int or null, got 'x'",
+            "command line: error: --trainer.num_nodes: expected int, got 'x'",
             "command line: error: --model.widht: unknown option. "
             "Did you mean '--model.init_args.width'?",
             f"base.yaml + 0.yaml {' '.join(options)}: 4 errors",
