@@ -133,7 +133,7 @@ def usage(parser: ArgumentParser) -> str:
 
 
 def _is_option(word: str) -> bool:
-    return word in _CONFIG or word == "-h" or (word.startswith("--") and len(word) > 2)
+    return word != "--" and len(word) > 1 and word[0] == "-" and not word[1].isdigit()
 
 
 def _is_known(name: str, known: Collection[str]) -> bool:

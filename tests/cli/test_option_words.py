@@ -9,7 +9,19 @@ from lightning_suite.cli.option_words import read_words, suggestion
 
 
 def test_words_are_configs_options_and_flags() -> None:
-    words = ["-c", "a.yaml", "--config=b.yaml", "--x", "-1", "--flag", "c", "--y=", "--z", "--w"]
+    words = [
+        "-c",
+        "a.yaml",
+        "--config=b.yaml",
+        "--x",
+        "-1",
+        "--flag",
+        "c",
+        "-",
+        "--y=",
+        "-q",
+        "--z",
+    ]
     given = [(part.name, part.value) for part in read_words(words, {"--flag"})]
     assert given == [
         ("--config", "a.yaml"),
@@ -17,9 +29,10 @@ def test_words_are_configs_options_and_flags() -> None:
         ("--x", "-1"),
         ("--flag", None),
         ("", "c"),
+        ("", "-"),
         ("--y", ""),
+        ("-q", None),
         ("--z", None),
-        ("--w", None),
     ]
     assert [word for part in read_words(words) for word in part.words] == words
 

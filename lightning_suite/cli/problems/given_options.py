@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lightning_suite.cli.option_words import Given, suggestion, unknown_options
+from lightning_suite.cli.problems.classes import find_class
 from lightning_suite.cli.problems.refused import (
     CLASS_KEYS,
     REQUIRED,
@@ -21,6 +22,8 @@ from lightning_suite.cli.problems.refused import (
 from lightning_suite.cli.problems.sources import Keys, Problem, Source, has, items, on_top_of
 
 COMMAND_LINE = "command line"
+# Options whose value may be the name of a class alone.
+_NAME_CLASSES = ("model", "data", "class_path", "callbacks", "optimizer", "lr_scheduler")
 
 
 class OptionSource(Source):
@@ -108,7 +111,10 @@ def _explained(
                 f" Did you mean '{whole}'?" if near else suggestion(option.name, _names_in(context))
             )
             return Problem(COMMAND_LINE, None, option.name, f"unknown option.{advice}")
-    return Problem(COMMAND_LINE, None, option.name, explain_part(refusal))
+    text = explain_part(refusal)
+    if option.keys[-1] in _NAME_CLASSES and re.fullmatch(r"[\w.]+", option.value or ""):
+        text = find_class(option.value or "", option.keys).problem or text
+    return Problem(COMMAND_LINE, None, option.name, text)
 
 
 def _names_in(context: Mapping[str, Any]) -> set[str]:

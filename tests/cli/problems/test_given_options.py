@@ -85,3 +85,16 @@ def test_check_and_fit_agree_on_a_wrong_value_that_an_option_replaces(check):
     assert (check(wrong, options=order)[0] == 0) == (
         main(["fit", "-c", "base.yaml", "-c", "0.yaml", *order, "--print_config"]) == 0
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "advice"),
+    [
+        ("--model=users_project.Nett", "users_project has no 'Nett'. Did you mean 'Net'?"),
+        ("--data=ImageDataModul", "unknown class 'ImageDataModul'. Did you mean 'ImageDataM"),
+        ("--trainer.callbacks+=EarlyStoping", "unknown class 'EarlyStoping'. Did you mean 'E"),
+    ],
+)
+def test_a_mistyped_class_in_an_option_gets_its_name(check, option, advice):
+    name = option.partition("=")[0]
+    assert check(options=(option,))[1][0].startswith(f"command line: error: {name}: {advice}")
