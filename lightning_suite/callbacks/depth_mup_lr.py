@@ -11,26 +11,20 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_suite.depth_mup import rules
-from lightning_suite.depth_mup.apply import AppliedFactors, ApplyMode, logged_lrs
+from lightning_suite.depth_mup.apply import AppliedCorrection, ApplyMode
 from lightning_suite.depth_mup.checkpoint_state import (
     check_same_correction,
     correction_state,
     mark_states,
     unmark_states,
 )
-from lightning_suite.depth_mup.correction import Correction, plan_correction
+from lightning_suite.depth_mup.correction import Correction, check_settings, plan_correction
 from lightning_suite.depth_mup.families import optimizer_family as family_of
 from lightning_suite.depth_mup.initial_weights import initial_weights_warning
 from lightning_suite.depth_mup.multipliers import ScaleMode
-from lightning_suite.depth_mup.param_groups import has_decoupled_decay, planner
-from lightning_suite.depth_mup.parametrization import Parametrization
 from lightning_suite.depth_mup.reinit import draw_initial_weights
-from lightning_suite.depth_mup.residual_scale import (
-    AttachedMultipliers,
-    fold_residual_scale,
-    hook_targets,
-)
-from lightning_suite.depth_mup.rules import OptimizerFamily, Role, Rule, RuleOrAuto
+from lightning_suite.depth_mup.residual_scale import AttachedMultipliers, fold_residual_scale
+from lightning_suite.depth_mup.rules import OptimizerFamily, Role, RuleOrAuto
 from lightning_suite.depth_mup.trainer_support import (
     may_build_itself_later,
     refuse_unsupported_trainer,
@@ -134,15 +128,7 @@ class DepthMuPLRCallback(Callback):
     ) -> None:
         super().__init__()
         sizes = {"base_depth": base_depth, "base_width": base_width, "width": width}
-        for name, value in sizes.items():
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise SuiteError(f"{name}={value!r}, and it must be a whole number of at least 1.")
-        # A throw-away parametrisation checks the rule, p, and the base shape.
-        Parametrization(
-            rules.rule_for(rule, "sgd", p), base_depth, base_depth, base_width, base_width, p
-        )
-        check_choice("residual_scale", residual_scale, get_args(ScaleMode))
-        check_choice("readout_scale", readout_scale, get_args(ScaleMode))
+        check_settings(rule, p, residual_scale, readout_scale, **sizes)
         check_choice("apply", apply, get_args(ApplyMode))
         if optimizer_family is not None:
             check_choice("optimizer_family", optimizer_family, rules.FAMILIES)
@@ -166,9 +152,7 @@ class DepthMuPLRCallback(Callback):
 
         self.correction: Correction | None = None  # of the last model
         self._attached: AttachedMultipliers | None = None
-        self._applied: list[AppliedFactors] = []
-        self._modes: list[str] = []  # of the last fit's optimizers, as are the rules
-        self._rules: list[Rule] = []
+        self._applied = AppliedCorrection()  # of the last fit
         self._loaded: dict[str, Any] | None = None
         self._reinitialized: weakref.ref[nn.Module] | None = None
         self._folded: weakref.ref[nn.Module] | None = None
@@ -191,7 +175,7 @@ class DepthMuPLRCallback(Callback):
         self._release()
         self.correction, self._loaded = None, None
         if stage == "fit":
-            self._modes, self._rules = [], []
+            self._applied = AppliedCorrection()
         try:
             self._prepare(trainer, pl_module)
         except SuiteError:
@@ -248,30 +232,24 @@ class DepthMuPLRCallback(Callback):
         self._prepare(trainer, pl_module, late=True)
         correction = self.correction
         assert correction is not None
-        self._rules = []
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         for optimizer in trainer.optimizers:
-            family = self.optimizer_family or family_of(optimizer)
-            self._rules.append(correction.under(family).rule)
-            factors = correction.factors(
-                family,
+            done = self._applied.add(
+                optimizer,
+                schedulers,
+                pl_module,
+                correction,
+                family=self.optimizer_family or family_of(optimizer),
+                apply=self.apply,
                 decay_vectors=self.decay_vectors,
-                decoupled_decay=has_decoupled_decay(optimizer),
             )
-            plan = planner(pl_module, correction.role_map.roles, factors)
-            own = [s for s in schedulers if getattr(s, "optimizer", optimizer) is optimizer]
-            self._applied.append(AppliedFactors(optimizer, own, plan, self.apply))
             if self.verbose:
-                rank_zero_info(
-                    f"DepthMuPLRCallback, {type(optimizer).__name__} ({self._applied[-1].mode}): "
-                    + correction.describe(family, factors)
-                )
-        self._modes = [applied.mode for applied in self._applied]
+                rank_zero_info(f"DepthMuPLRCallback, {done}")
         self._compare_with_checkpoint()
 
     def effective_lrs(self) -> dict[str, float]:
         """Return metric key to the learning rate with which that role's parameters are trained."""
-        return logged_lrs(self._applied)
+        return self._applied.effective_lrs()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -334,11 +312,6 @@ class DepthMuPLRCallback(Callback):
         if _refers_to(self._folded, pl_module):
             raise SuiteError("the multipliers were folded into this model's weights before.")
         role_map, multipliers = self.correction.role_map, self.correction.multipliers
-        if None in hook_targets(pl_module, role_map):
-            raise SuiteError(
-                f"{type(pl_module).__name__} lacks layers of the model that was trained. Give "
-                "fold() the LightningModule that the trainer had."
-            )
         fold_residual_scale(pl_module, role_map, c=multipliers.residual, m=multipliers.readout)
         if multipliers.by_hooks:
             self._folded = weakref.ref(pl_module)
@@ -354,9 +327,7 @@ class DepthMuPLRCallback(Callback):
 
     def _release(self) -> None:
         self._detach()
-        for applied in self._applied:
-            applied.remove()
-        self._applied = []
+        self._applied.remove()
 
     def _detach(self) -> None:
         if self._attached is not None:
@@ -366,8 +337,9 @@ class DepthMuPLRCallback(Callback):
     # ---- checkpoints
 
     def _state(self, correction: Correction) -> dict[str, Any]:
+        applied = self._applied
         return correction_state(
-            correction, rules=self._rules, modes=self._modes, decay_vectors=self.decay_vectors
+            correction, rules=applied.rules, modes=applied.modes, decay_vectors=self.decay_vectors
         )
 
     def on_save_checkpoint(
@@ -387,7 +359,7 @@ class DepthMuPLRCallback(Callback):
             )
         if self.correction is not None:
             checkpoint.setdefault("callbacks", {})[self.state_key] = self._state(self.correction)
-            mark_states(checkpoint.get("optimizer_states", ()), self._modes)
+            mark_states(checkpoint.get("optimizer_states", ()), self._applied.modes)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -410,7 +382,7 @@ class DepthMuPLRCallback(Callback):
     def _compare_with_checkpoint(self) -> None:
         if self._loaded is not None and self.correction is not None:
             now = self._state(self.correction)
-            check_same_correction(self._loaded, now, has_optimizers=bool(self._applied))
+            check_same_correction(self._loaded, now, has_optimizers=self._applied.is_active)
 
 
 def _refers_to(reference: weakref.ref[nn.Module] | None, module: nn.Module) -> bool:

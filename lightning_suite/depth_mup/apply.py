@@ -1,20 +1,25 @@
-"""Apply the factors to one optimizer and its schedulers, by the mechanism that suits them."""
+"""Apply factors to optimizers and their schedulers, by the mechanism that suits each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
+from torch import nn
 from torch.optim import Optimizer
 
+from lightning_suite.depth_mup.correction import Correction
 from lightning_suite.depth_mup.param_groups import (
     ParamGroup,
     Plan,
     check_already_split,
+    has_decoupled_decay,
     is_split,
+    planner,
     split_groups,
 )
 from lightning_suite.depth_mup.rate_guard import RateGuard
+from lightning_suite.depth_mup.rules import OptimizerFamily, Rule
 from lightning_suite.depth_mup.scaled_step import ScaledStep
 from lightning_suite.depth_mup.schedulers import is_proportional, rescale_schedulers
 from lightning_suite.errors import SuiteError
@@ -104,11 +109,75 @@ class AppliedFactors:
         self._hooks.remove()
 
 
-def logged_lrs(optimizers: Sequence[AppliedFactors]) -> dict[str, float]:
-    """Return metric key to the learning rate with which that role's parameters are trained."""
-    lrs: dict[str, float] = {}
-    for number, applied in enumerate(optimizers, start=1):
-        prefix = f"optimizer{number}/" if len(optimizers) > 1 else ""
-        for name, lr in applied.effective_lrs().items():
-            lrs[f"depth_mup/lr/{prefix}{name.removeprefix('depth_mup/')}"] = lr
-    return lrs
+class AppliedCorrection:
+    """A correction on the optimizers of a training, until :meth:`remove`.
+
+    Attributes:
+        rules: The rule of each optimizer; kept after :meth:`remove`.
+        modes: The mechanism of each optimizer; kept likewise.
+    """
+
+    def __init__(self) -> None:
+        self.rules: list[Rule] = []
+        self.modes: list[str] = []
+        self._applied: list[AppliedFactors] = []
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is an optimizer whose rates are corrected."""
+        return bool(self._applied)
+
+    def add(
+        self,
+        optimizer: Optimizer,
+        schedulers: Iterable[Any],
+        model: nn.Module,
+        correction: Correction,
+        *,
+        family: OptimizerFamily,
+        apply: ApplyMode = "auto",
+        decay_vectors: bool = True,
+    ) -> str:
+        """Correct the rates of one more optimizer.
+
+        Args:
+            optimizer: As for :class:`AppliedFactors`.
+            schedulers: Those of all optimizers.
+            model: Whose parameters are trained.
+            correction: Of the model.
+            family: The law that the optimizer follows.
+            apply: As for :class:`AppliedFactors`.
+            decay_vectors: Whether norms and biases keep their weight decay.
+
+        Returns:
+            What was done, with the table of roles and factors.
+
+        Raises:
+            SuiteError: The rates cannot be corrected in this way.
+        """
+        factors = correction.factors(
+            family, decay_vectors=decay_vectors, decoupled_decay=has_decoupled_decay(optimizer)
+        )
+        own = [s for s in schedulers if getattr(s, "optimizer", optimizer) is optimizer]
+        plan = planner(model, correction.role_map.roles, factors)
+        applied = AppliedFactors(optimizer, own, plan, apply)
+        self._applied.append(applied)
+        self.modes.append(applied.mode)
+        self.rules.append(correction.under(family).rule)
+        described = correction.describe(family, factors)
+        return f"{type(optimizer).__name__} ({applied.mode}): {described}"
+
+    def effective_lrs(self) -> dict[str, float]:
+        """Return metric key to the learning rate with which that role's parameters are trained."""
+        lrs: dict[str, float] = {}
+        for number, applied in enumerate(self._applied, start=1):
+            prefix = f"optimizer{number}/" if len(self._applied) > 1 else ""
+            for name, lr in applied.effective_lrs().items():
+                lrs[f"depth_mup/lr/{prefix}{name.removeprefix('depth_mup/')}"] = lr
+        return lrs
+
+    def remove(self) -> None:
+        """Take the hooks off all optimizers, and let them go."""
+        for applied in self._applied:
+            applied.remove()
+        self._applied = []

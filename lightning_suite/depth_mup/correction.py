@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from torch import nn
 
@@ -12,7 +13,14 @@ from lightning_suite.depth_mup.param_groups import Factors, role_factors
 from lightning_suite.depth_mup.parametrization import Parametrization
 from lightning_suite.depth_mup.role_table import format_table
 from lightning_suite.depth_mup.roles import RoleMap, assign_roles
-from lightning_suite.depth_mup.rules import OptimizerFamily, Role, RuleOrAuto, rule_for
+from lightning_suite.depth_mup.rules import (
+    OptimizerFamily,
+    Role,
+    RuleOrAuto,
+    correction_exponent,
+    rule_for,
+)
+from lightning_suite.errors import SuiteError, check_choice
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,33 @@ class Correction:
             f"readout multiplier by hooks: {self.multipliers.readout:g}\n"
             + format_table(self.role_map, factors)
         )
+
+
+def check_settings(
+    rule: RuleOrAuto,
+    p: float | None,
+    residual_scale: ScaleMode,
+    readout_scale: ScaleMode,
+    **sizes: int | None,
+) -> None:
+    """Check what :func:`plan_correction` is given, as far as that needs no model.
+
+    Args:
+        rule: A rule, or ``"auto"``.
+        p: Exponent of the depth-aware correction.
+        residual_scale: Who multiplies the branches.
+        readout_scale: Who multiplies the readout.
+        sizes: Depths and widths by their names.
+
+    Raises:
+        SuiteError: A value is unknown or out of range, or ``rule`` and ``p`` do not go together.
+    """
+    for name, value in sizes.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise SuiteError(f"{name}={value!r}, and it must be a whole number of at least 1.")
+    correction_exponent(rule_for(rule, "sgd", p), p)
+    check_choice("residual_scale", residual_scale, get_args(ScaleMode))
+    check_choice("readout_scale", readout_scale, get_args(ScaleMode))
 
 
 def plan_correction(

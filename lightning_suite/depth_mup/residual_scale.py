@@ -119,9 +119,15 @@ def fold_residual_scale(
         m: As given to :func:`attach_readout_scale`; weights of the readout.
 
     Raises:
-        SuiteError: The readout shares its weight with the embedding, or a branch end or readout
-            computes its output from anything but one weight and one bias, or is Gemma's norm.
+        SuiteError: The model lacks these layers; the readout shares its weight with the
+            embedding; or a branch end or readout computes its output from anything but one weight
+            and one bias, or is Gemma's norm.
     """
+    if None in hook_targets(model, role_map):
+        raise SuiteError(
+            f"{type(model).__name__} lacks layers of the model that was trained. Give fold() the "
+            "LightningModule that the trainer had."
+        )
     modules = modules_by_name(model)
     tied = tied_readout(model, role_map)
     if m != 1.0 and tied:

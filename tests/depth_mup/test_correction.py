@@ -10,7 +10,7 @@ import torch
 from foreign import PATTERNS
 from nets_with_roles import foreign, mlp
 
-from lightning_suite.depth_mup.correction import plan_correction
+from lightning_suite.depth_mup.correction import check_settings, plan_correction
 from lightning_suite.depth_mup.multipliers import ScaleMode
 from lightning_suite.depth_mup.parametrization import Parametrization
 from lightning_suite.depth_mup.rules import OptimizerFamily, Rule
@@ -77,3 +77,29 @@ def test_a_model_of_another_parametrisation_is_refused() -> None:
     net, _ = mlp(rule="completep", base_depth=1, base_width=4)
     with pytest.raises(SuiteError, match="Give both the same values"):
         plan_correction(net, "nfd", 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rule": "nfdd"}, "unknown rule 'nfdd'"),
+        ({"rule": "mup", "p": 0.5}, "p="),
+        ({"p": 0.75}, "p=0.75"),
+        ({"residual_scale": "yes"}, "residual_scale='yes' is not known"),
+        ({"readout_scale": "on"}, "readout_scale='on' is not known"),
+        ({"base_depth": 0}, "base_depth=0, and it must be a whole number of at least 1"),
+        ({"width": 1.5}, "width=1.5, and it must be a whole number"),
+    ],
+)
+def test_settings_are_checked_before_there_is_a_model(change: Any, message: str) -> None:
+    right: dict[str, Any] = {
+        "rule": "auto",
+        "p": None,
+        "residual_scale": "auto",
+        "readout_scale": "model",
+        "base_depth": 4,
+        "width": None,
+    }
+    check_settings(**right)
+    with pytest.raises(SuiteError, match=message):
+        check_settings(**{**right, **change})

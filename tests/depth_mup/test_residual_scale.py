@@ -107,6 +107,13 @@ def test_folded_model_computes_the_same_without_hooks(make: Any) -> None:
     torch.testing.assert_close(output(folded), output(model))
 
 
+def test_a_model_without_these_layers_is_not_folded() -> None:
+    _, roles = foreign()
+    other, _ = mlp()
+    with pytest.raises(SuiteError, match="ResidualMLP lacks layers of the model that was trained"):
+        fold_residual_scale(other, roles, c=0.5)
+
+
 def test_what_cannot_take_up_a_multiplier_is_not_folded() -> None:
     model, roles = gpt2()
     before = copy.deepcopy(model.state_dict())
