@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lightning_suite.compilation import is_compiled
 from lightning_suite.errors import SuiteError
 from lightning_suite.language.loading import load_tokenizer
 from lightning_suite.run_folder import RunFolder
@@ -22,7 +23,7 @@ from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.evaluation import BaseAnswers, ScoredPrompt, learning_curve
 from lightning_suite.scen.evaluation_tables import write_evaluation
 from lightning_suite.scen.gates.base import MISS
-from lightning_suite.scen.layer_choice import causal_lm, find_layer, is_compiled
+from lightning_suite.scen.layer_choice import causal_lm, find_layer
 from lightning_suite.strategies import refuse_sharded_parameters
 
 _log = logging.getLogger(__name__)

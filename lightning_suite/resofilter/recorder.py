@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_suite.compilation import is_compiled
 from lightning_suite.errors import SuiteError
 from lightning_suite.resofilter.batch import BatchInFlight, Observer, Pair, no_gradients
 from lightning_suite.resofilter.features import Feature, compute_features
@@ -285,12 +286,7 @@ def refuse_compiled(model: nn.Module) -> None:
     Raises:
         SuiteError: It is.
     """
-    # Lightning unwraps a compiled module and keeps what it needs to wrap it again
-    compiled = getattr(model, "_compiler_ctx", None) is not None or any(
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )
-    if compiled:
+    if is_compiled(model):
         raise SuiteError(
             "the model is compiled, and what reads each sample's gradient is Python code that "
             "torch.compile would trace once and leave in. Train without torch.compile."

@@ -27,6 +27,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
+from lightning_suite.compilation import is_compiled
 from lightning_suite.errors import SuiteError
 from lightning_suite.language.layers import decoder_layers
 from lightning_suite.scen.bank import ExpertBank
@@ -34,7 +35,7 @@ from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.expert_table import Weights, edited_rows
 from lightning_suite.scen.fingerprint import check_base
 from lightning_suite.scen.gates.base import MISS, PromptQuery, Routing
-from lightning_suite.scen.layer_choice import causal_lm, find_layer, is_compiled, layer_bias
+from lightning_suite.scen.layer_choice import causal_lm, find_layer, layer_bias
 from lightning_suite.scen.passes import (
     ForwardPass,
     HeldDecision,

@@ -121,17 +121,3 @@ def layer_bias(layer: nn.Module) -> Tensor | None:
     """Return the bias of a linear map, if it has one."""
     bias = getattr(unadapted(layer), "bias", None)
     return bias if isinstance(bias, torch.Tensor) else None
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Return whether a module in ``model`` was compiled, so that hooks set later are not seen.
-
-    A compiled copy that ``model`` knows nothing of, as in ``fast = torch.compile(model)``, is not
-    found from here.
-    """
-    return any(
-        hasattr(module, "_orig_mod")
-        or module._compiled_call_impl
-        or hasattr(module.forward, "_torchdynamo_orig_callable")  # torch.compile(module.forward)
-        for module in model.modules()
-    )
