@@ -36,6 +36,7 @@ from lightning_suite.cli.problems import explain, wrong_values
 from lightning_suite.cli.shipped import resolve_options
 from lightning_suite.cli.trainer_help import EPILOG, USAGE
 from lightning_suite.cli.wandb_artifacts import log_artifacts
+from lightning_suite.cli.yaml_depth import guard_yaml
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.run_folder import RunFolder
@@ -136,6 +137,7 @@ class SuiteCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.words = args
+        guard_yaml()
         self.unavailable = prepare_classes()
         # An abbreviation that is accepted today is ambiguous after the next release.
         parsing = {

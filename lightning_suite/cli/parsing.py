@@ -21,6 +21,7 @@ from lightning_suite.cli.commands import COMMANDS
 from lightning_suite.cli.messages import condense, constructor_errors
 from lightning_suite.cli.option_words import refused_words, usage
 from lightning_suite.cli.shipped import resolve_options
+from lightning_suite.cli.yaml_depth import guard_yaml
 from lightning_suite.errors import SuiteError, did_you_mean
 
 
@@ -82,6 +83,7 @@ def command_parser(name: str, run: Callable[..., int]) -> ArgumentParser:
             a ``list`` without default takes the words that are left, a ``tuple`` with the
             default ``()`` likewise if there are any, ``config`` is ``-c``, repeatable.
     """
+    guard_yaml()
     doc = _parsed_doc(run)
     takes_config = _takes_config(name)
     examples = _examples(doc)

@@ -30,7 +30,8 @@ def refuse_deep(text: str) -> None:
             depth += isinstance(event, _OPENS) - isinstance(event, _CLOSES)
             if depth > DEEPEST:
                 problem = f"it is nested more than {DEEPEST} levels deep"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+                mark: Any = event.start_mark
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
             if isinstance(event, yaml.ScalarEvent) and DEEPEST < len(event.value) < len(text):
                 refuse_deep(event.value)
 
