@@ -26,7 +26,7 @@ def parsers() -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@fuzz(4, 200)
+@fuzz(4, 2000)
 @given(data=st.data(), name=st.sampled_from(CONFIGS))
 def test_configs(tmp_path: Path, parsers: Any, data: st.DataObject, name: str) -> None:
     text = find_config(name).read_text()
@@ -43,7 +43,7 @@ def test_configs(tmp_path: Path, parsers: Any, data: st.DataObject, name: str) -
 
 
 @pytest.mark.filterwarnings("ignore:Possible (nested set|set )")  # Python's, of a pattern
-@fuzz(20, 500)
+@fuzz(20, 2000)
 @given(data=st.data())
 def test_tables_of_roles(data: st.DataObject) -> None:
     patterns = data.draw(value_of({**PATTERNS, "x": data.draw(odd)}))
