@@ -127,6 +127,7 @@ class GradientFeatureCallback(Callback):
         self.batch_first = batch_first
         self.verify = True
         self._batches = 0  # trained on so far
+        self._layouts: list[str] = []  # targets that are known to have samples first
         self._restored: dict[str, Any] | None = None
         self._path: Path | None = None
         self._recording: TrainingRecorder | None = None
@@ -175,9 +176,10 @@ class GradientFeatureCallback(Callback):
         restored, self._restored = self._restored, None
         if restored is not None:
             self._batches = restored["batches"]
-            recorder.unambiguous.update(restored.get("batch_first", []))
+            self._layouts = restored.get("batch_first", [])
         elif trainer.global_step == 0:
-            self._batches = 0
+            self._batches, self._layouts = 0, []
+        recorder.unambiguous.update(self._layouts)
         self._means = RunningMeans(recorder)
         self._group = group_of(recorder.targets[0], trainer.optimizers)
         log_dir = trainer.log_dir  # a broadcast: on every rank
@@ -262,12 +264,11 @@ class GradientFeatureCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return of how many batches the rows so far are, where they are, and known layouts."""
         folder = "" if self._path is None else str(self._path.resolve())
-        known = [] if self._recording is None else sorted(self._recording.recorder.unambiguous)
         return {
             "version": _VERSION,
             "batches": self._batches,
             "folder": folder,
-            "batch_first": known,
+            "batch_first": self._known_layouts(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -330,7 +331,13 @@ class GradientFeatureCallback(Callback):
         finally:
             self._release()
 
+    def _known_layouts(self) -> list[str]:
+        if self._recording is not None:
+            self._layouts = sorted({*self._layouts, *self._recording.recorder.unambiguous})
+        return self._layouts
+
     def _release(self) -> None:
+        self._known_layouts()  # for a checkpoint that is saved after the fit
         if self._recording is not None:
             self._recording.detach()
         self._recording, self._store = None, None

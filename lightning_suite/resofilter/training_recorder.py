@@ -55,6 +55,7 @@ class TrainingRecorder:
 
     def start(self, samples: BatchSamples) -> None:
         """Watch the next forward and backward pass, of a batch of these samples."""
+        self._detach_check()  # of a batch that was skipped, which Lightning does not end
         self._samples, self._rows = samples, None
         known = self.recorder.unambiguous
         if self._batch_first:

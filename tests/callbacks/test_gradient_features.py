@@ -559,9 +559,13 @@ def test_as_many_samples_as_positions_need_a_word_only_at_the_start(tmp_path: Pa
     said = record(tmp_path / "said", Sequences(), data[1:], **options, batch_first=True)
     assert len(said["sample_id"]) == 4
     assert len(known["sample_id"]) == 7
+    first = GradientFeatureCallback(modules="layer", folder=str(tmp_path / "first"))
+    trainer = quiet_trainer([first], max_epochs=1)
+    trainer.fit(Sequences(), Given(data[:1]))
+    state = first.state_dict()  # of a checkpoint that is saved when the fit is over
+    assert state["batch_first"] == ["layer"]
     resumed = GradientFeatureCallback(modules="layer", folder=str(tmp_path / "resumed"))
-    state = {**resumed.state_dict(), "batch_first": ["layer"]}
-    resumed.load_state_dict(state)
+    resumed.load_state_dict({**state, "batches": 0})
     trainer = quiet_trainer([resumed], max_epochs=1)
     trainer.fit(Sequences(), Given(data[1:]))
     assert len(read(tmp_path / "resumed")["sample_id"]) == 4

@@ -6,14 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.resofilter.online_store import OnlineStore
 from lightning_suite.resofilter.store import merge_shards, shard_files
 
 
-def rows(batch: int) -> dict[str, Any]:
-    return {"sample_id": ["a", "b"], "status": ["ok", "ok"], "batch": [batch, batch]}
+def rows(batch: int, norm: float = 1.0) -> dict[str, Any]:
+    norms = torch.tensor([norm, torch.nan])
+    return {
+        "sample_id": ["a", "b"],
+        "status": ["ok", "nonfinite"],
+        "batch": [batch, batch],
+        "layer.grad_norm": norms,
+    }
 
 
 def store_of_three_batches(folder: Path, **manifest: Any) -> OnlineStore:
@@ -46,6 +53,31 @@ def test_from_another_folder_the_rows_are_copied(tmp_path: Path) -> None:
     OnlineStore(tmp_path / "now", {}).go_on(2, tmp_path / "before")
     assert batches(tmp_path / "now") == [0, 0, 1, 1]
     assert batches(tmp_path / "before") == [0, 0, 1, 1, 2, 2]
+
+
+def test_what_an_earlier_attempt_has_left_in_the_other_folder_goes(tmp_path: Path) -> None:
+    store_of_three_batches(tmp_path / "before")
+    for attempt in (2.0, 3.0):  # the first one stops before its first checkpoint
+        resumed = OnlineStore(tmp_path / "now", {})
+        resumed.go_on(2, tmp_path / "before")
+        for batch in range(2, 4):
+            resumed.add(rows(batch, attempt))
+        resumed.flush()
+    table = merge_shards(tmp_path / "now").to_pydict()
+    assert table["batch"] == [0, 1, 2, 3] * 2
+    assert table["layer.grad_norm"][:4] == [1.0, 1.0, 3.0, 3.0]
+
+
+def test_the_rows_of_a_third_run_are_neither_mixed_in_nor_lost(tmp_path: Path) -> None:
+    store_of_three_batches(tmp_path / "before")
+    third = OnlineStore(tmp_path / "third", {}, rows_per_shard=4)
+    for batch in range(3):
+        third.add(rows(batch, 9.0))
+    third.flush()
+    there = {path: path.read_bytes() for path in shard_files(tmp_path / "third")}
+    with pytest.raises(SuiteError, match="third: holds the rows of another run"):
+        OnlineStore(tmp_path / "third", {}).go_on(2, tmp_path / "before")
+    assert {path: path.read_bytes() for path in shard_files(tmp_path / "third")} == there
 
 
 def test_the_same_folder_under_another_name_is_not_copied(tmp_path: Path) -> None:

@@ -110,6 +110,17 @@ def test_nothing_is_left_on_the_model() -> None:
     assert not recorder.waits
 
 
+def test_a_batch_that_was_never_ended_leaves_no_hook_behind() -> None:
+    model = nn.Linear(3, 2, bias=False)
+    recorder = recorder_of(model)
+    recorder.start(read_samples(X))  # Lightning ends no batch whose start hook returned -1
+    recorder.start(read_samples(X))
+    model(X).mean().backward()
+    recorder.take()
+    recorder.detach()
+    assert hooks(model) == 0
+
+
 def test_the_rate_is_that_of_the_group_that_trains_the_target() -> None:
     first, second, third = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
     groups = [{"params": first.parameters()}, {"params": second.parameters(), "lr": 0.2}]
