@@ -85,9 +85,9 @@ class DepthMuPLRCallback(Callback):
         instance, a parameter without a role, an optimizer of an unknown family.
 
     Other callbacks: ``StochasticWeightAveraging`` and ``BackboneFinetuning`` set rates and add
-    groups of their own, which needs ``apply="step"``. ``LearningRateFinder`` is refused, and
-    ``Tuner.lr_find`` must not be used: they search with callbacks off, so that the rate that they
-    find is not the base model's.
+    groups of their own, which needs ``apply="step"``. ``LearningRateFinder`` and ``Tuner.lr_find``
+    are refused: they search with callbacks off, so that the rate that they find is not the base
+    model's.
 
     After ``fit`` the hooks are off the model, which then computes without the multipliers (a
     warning says so); :meth:`fold` moves them into the weights for use elsewhere. With

@@ -58,14 +58,18 @@ def check_same_correction(
         saved: :func:`correction_state` of the run that wrote the checkpoint.
         now: That of this run.
         has_optimizers: Whether this run knows its optimizers; only then rule and mechanism are
-            known, where they depend on the optimizer.
+            known, where they depend on the optimizer. A state without any ``apply`` knew none.
 
     Raises:
         SuiteError: They differ; the message names both values.
     """
-    open_yet: set[str] = set()
-    if not has_optimizers:
-        open_yet = {"apply", "rule", "p"} if now["rule"] == "auto" else {"apply"}
+    # a search for the batch size saves before training begins, and restores its own checkpoint
+    without_optimizers = [] if has_optimizers else [now]
+    if not saved.get("apply"):
+        without_optimizers.append(saved)
+    open_yet: set[str] = {"apply"} if without_optimizers else set()
+    if any(state.get("rule") == "auto" for state in without_optimizers):
+        open_yet |= {"rule", "p"}
     differences = [
         f"{key}: {saved.get(key)!r} in the checkpoint, {value!r} now"
         for key, value in now.items()

@@ -28,7 +28,8 @@ def refuse_unsupported_trainer(trainer: Trainer, callback: Callback) -> None:
         raise SuiteError(
             "LearningRateFinder searches with all other callbacks off: its learning rate "
             "belongs to this model without the correction, and the correction asks for the one "
-            "of the base model. Find that on the base model, and take the finder out."
+            "of the base model. Find that on the base model, and take the finder out (after "
+            "Tuner.lr_find: make a new Trainer)."
         )
     refuse_flattened_parameters(trainer.strategy)
 

@@ -18,18 +18,20 @@ import torch
 from foreign import PATTERNS, Batches, ForeignModule, quiet_trainer, same, weights
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
     LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.tuner import Tuner
 from param_groups_reference import train_by_hand
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW
 from torch.optim import lr_scheduler as schedulers
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_suite.callbacks.depth_mup_lr import DepthMuPLRCallback
 from lightning_suite.depth_mup.models import ResidualMLP
@@ -930,6 +932,35 @@ def test_a_search_for_the_rate_of_the_uncorrected_model_is_refused() -> None:
     trainer = quiet_trainer([foreign_callback(), LearningRateFinder()])
     with pytest.raises(SuiteError, match=r"Find that on the base model, and take the finder out"):
         trainer.fit(ForeignModule(), Batches())
+    tuner = Tuner(quiet_trainer([foreign_callback()]))
+    with pytest.raises(SuiteError, match=r"after Tuner\.lr_find: make a new Trainer"):
+        tuner.lr_find(ForeignModule(), Batches())
+
+
+@pytest.mark.parametrize("apply", ["groups", "step"])
+@pytest.mark.parametrize("rule", ["auto", "nfd"])
+def test_after_a_search_for_the_batch_size_training_is_as_if_it_had_been_known(
+    rule: Any, apply: Any, tmp_path: Path
+) -> None:
+    class Sized(ForeignModule):
+        batch_size = 2
+
+        def train_dataloader(self) -> DataLoader[Any]:
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(16, 4, generator=generator)
+            y = torch.randint(0, 3, (16,), generator=generator)
+            return DataLoader(TensorDataset(x, y), batch_size=self.batch_size)
+
+    def fit(module: Sized, *search: Callback) -> dict[str, Tensor]:
+        callback = foreign_callback(base_depth=1, rule=rule, apply=apply)
+        quiet_trainer([callback, *search], default_root_dir=tmp_path).fit(module)
+        return weights(module)
+
+    searched, known = Sized(), Sized()
+    found = fit(searched, BatchSizeFinder(max_trials=2, steps_per_trial=2))
+    assert searched.batch_size > 2
+    known.batch_size = searched.batch_size
+    assert same(found, fit(known))
 
 
 def test_weight_averaging_may_set_rates_in_steps_only() -> None:

@@ -67,6 +67,15 @@ def test_what_depends_on_the_optimizer_is_compared_once_there_is_one() -> None:
         check_same_correction(saved, state("mup"), has_optimizers=False)
 
 
+def test_a_state_from_before_there_were_optimizers_is_compared_for_what_it_knew() -> None:
+    now = state("auto", rules=["depth_mup"], modes=["groups"])
+    check_same_correction(state("auto"), now, has_optimizers=True)
+    with pytest.raises(SuiteError, match="rule: 'nfd' in the checkpoint, 'depth_mup' now"):
+        check_same_correction(state("nfd"), now, has_optimizers=True)
+    with pytest.raises(SuiteError, match="base_depth: 1 in the checkpoint, 2 now"):
+        check_same_correction(state("auto", base_depth=1), now, has_optimizers=True)
+
+
 def test_a_marked_state_is_refused_by_an_optimizer_that_does_not_expect_it() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     first, second = SGD([parameter], lr=0.1), SGD([parameter], lr=0.1)
