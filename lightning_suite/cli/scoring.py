@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 
 from lightning_suite.cli.parsing import time_left
@@ -30,6 +32,12 @@ from lightning_suite.resofilter.targets import Target
 
 _SECONDS_PER_SHARD = 60  # a kill costs at most so much work
 _CHUNK = 1024
+# A Trainer's hooks between loader and training step, and whether they are told the device.
+_TRANSFER = {
+    "on_before_batch_transfer": False,
+    "transfer_batch_to_device": True,
+    "on_after_batch_transfer": False,
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class ScoringData:
     Attributes:
         ids: From the data, unique.
         lengths: Tokens of each; 1 for what has none.
-        fetch: Indices -> batch.
+        fetch: Indices -> batch, where the module is and as its training step would get it.
         fingerprint: Number and hash of the samples.
         template: Hash of the prompt template, for text.
         max_length: Most tokens of a sample, for text.
@@ -62,7 +70,8 @@ def open_data(data: LightningDataModule, module: LightningModule) -> ScoringData
 
     Args:
         data: Not yet set up.
-        module: Whose tokenizer an `InstructionDataModule` without one takes.
+        module: Whose tokenizer an `InstructionDataModule` without one takes, and to whose device
+            batches go.
 
     Raises:
         SuiteError: The training data cannot be read by index.
@@ -76,7 +85,7 @@ def open_data(data: LightningDataModule, module: LightningModule) -> ScoringData
         return ScoringData(
             samples.ids,
             samples.lengths.tolist(),
-            samples.__getitem__,
+            lambda indices: transferred(samples[indices], module, data),
             lambda: data_fingerprint(_tokens(samples)),
             template_hash(data.template),
             data.max_length,
@@ -94,7 +103,7 @@ def open_data(data: LightningDataModule, module: LightningModule) -> ScoringData
     def fetch(indices: Sequence[int]) -> Any:
         whole = getattr(dataset, "__getitems__", None)
         rows = whole(list(indices)) if whole else [dataset[i] for i in indices]
-        return loader.collate_fn(rows)
+        return transferred(loader.collate_fn(rows), module, data)
 
     n = len(dataset)
     ids = [str(i) for i in getattr(dataset, "ids", range(n))]
@@ -106,6 +115,27 @@ def open_data(data: LightningDataModule, module: LightningModule) -> ScoringData
                 yield ids[i], list(bytes.fromhex(content)), []
 
     return ScoringData(ids, [1] * n, fetch, lambda: data_fingerprint(contents()))
+
+
+def transferred(batch: Any, module: LightningModule, data: LightningDataModule) -> Any:
+    """Return a batch on the module's device, by the hooks that a Trainer calls for that.
+
+    Each is the data module's where that has its own, otherwise the module's.
+
+    Raises:
+        SuiteError: A hook fails for want of a trainer.
+    """
+    for name, device in _TRANSFER.items():
+        owner: Any = data if is_overridden(name, data) else module
+        hook = getattr(owner, name)
+        try:
+            batch = hook(batch, module.device, 0) if device else hook(batch, 0)
+        except AttributeError as err:
+            raise SuiteError(
+                f"{type(owner).__name__}.{name}: {err}. score calls this hook as fit does, with "
+                "the model in evaluation mode and without a trainer: it must not ask one."
+            ) from err
+    return batch
 
 
 class ModuleProbe(SampleProbe):
@@ -130,7 +160,8 @@ class ModuleProbe(SampleProbe):
 
     def _training_step(self, batch: Any) -> Tensor:
         step: Any = self.model.training_step
-        out = step(batch, 0)
+        numbered = is_param_in_hook_signature(step, "batch_idx", min_args=2)  # as a Trainer asks
+        out = step(batch, 0) if numbered else step(batch)
         loss = out["loss"] if isinstance(out, Mapping) else out
         if not isinstance(loss, Tensor):
             raise SuiteError(
@@ -175,14 +206,13 @@ def open_probe(
         return
     if without_prompt:
         raise SuiteError("without_prompt needs a CausalLMModule.")
-    device = next(module.parameters()).device
     one_by_one = not hasattr(module, "sample_losses")
     with ModuleProbe(
         module, targets, features, allow_low_precision=allow_low_precision
     ) as module_probe:
 
         def score_part(part: Sequence[int]) -> list[Rows]:
-            batch = module.transfer_batch_to_device(data.fetch(part), device, 0)
+            batch = data.fetch(part)
             try:
                 return [module_probe.score_batch(batch, [data.ids[i] for i in part])]
             except AmbiguousRowsError:

@@ -46,7 +46,10 @@ _TRAINING = frozenset(
 )
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 # Methods of a LightningModule that no score runs.
-_NOT_SCORED = re.compile(r"configure_.*|(validation|test|predict)_.*|on_.*|log.*|(pre|post).*")
+_NOT_SCORED = re.compile(
+    r"configure_.*|(validation|test|predict)_.*|on_(?!(before|after)_batch_transfer).*|log.*|"
+    r"(pre|post).*"
+)
 _ITSELF = "(itself)"  # the name of what is described, where its parts have theirs
 _DEPTH = 8  # of values within values
 

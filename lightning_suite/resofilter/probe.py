@@ -110,7 +110,8 @@ class SampleProbe:
         )
         with torch.enable_grad():
             values = self._values(ids, losses)
-            torch.autograd.backward(values.sum())
+            if values.requires_grad:  # a sample may reach no watched layer
+                torch.autograd.backward(values.sum())
         features = self.recorder.finish()
         self._conclude(check, len(ids))
         return table_rows(ids, values.detach(), [OK] * len(ids), features)

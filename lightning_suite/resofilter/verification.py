@@ -131,7 +131,8 @@ class GradientCheck:
         """Compare.
 
         Returns:
-            Whether there was something to compare: not where values are not finite.
+            Whether there was something to compare: not where values are not finite, nor where the
+            loss reached no watched layer.
 
         Raises:
             SuiteError: Layers differ.
@@ -153,7 +154,7 @@ class GradientCheck:
         wrong = [line for t in compared if (line := self._difference(t.name, largest))]
         if wrong:
             raise SuiteError(_refusal(wrong))
-        return True
+        return bool(compared or self._excluded)
 
     def _difference(self, name: str, largest: float) -> str | None:
         """Return both norms where they do not agree; nothing at all is a gradient of 0."""

@@ -161,10 +161,13 @@ class Users(LightningModule):
         """{doc}"""
         return self.layer(batch).{step}.mean()  # {comment}
 
+    def on_after_batch_transfer(self, batch, index):
+        return batch * {factor}
+
     def validation_step(self, batch, index):
         self.log("{metric}", 0)
 '''
-WRITTEN = {"doc": "Step.", "step": "relu()", "comment": "so", "metric": "a"}
+WRITTEN = {"doc": "Step.", "step": "relu()", "comment": "so", "metric": "a", "factor": "1"}
 
 
 @pytest.fixture
@@ -186,5 +189,6 @@ def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_a_user_s_code_is_compared_where_a_score_runs_it(users: Any) -> None:
     before = users()
     assert users(doc="One step.", comment="or so", metric="b") == before
-    (line,) = manifest_difference(before, users(step="tanh()"))
-    assert line.startswith('code: "sha256:')
+    for change in ({"step": "tanh()"}, {"factor": "2"}):
+        (line,) = manifest_difference(before, users(**change))
+        assert line.startswith('code: "sha256:')

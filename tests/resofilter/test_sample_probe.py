@@ -49,6 +49,27 @@ def test_a_layer_that_is_not_used_costs_no_sample_its_status() -> None:
     assert rows["idle.grad_norm"].tolist() == [0.0, 0.0]
 
 
+@pytest.mark.filterwarnings("ignore:1 of 1 watched layers took no part")
+def test_a_sample_that_reaches_no_watched_layer_has_a_gradient_of_0_and_verifies_nothing() -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tied = nn.functional.linear(x, self.a.weight)  # in which autograd finds more than rows
+            return self.b(x) if x[0, 0] < 0 else self.a(x) + tied
+
+    model = Routed()
+    targets = find_targets(model, "a").found
+    with SampleProbe(model, targets, make_features(["grad_norm"])) as probe:
+        x = torch.tensor([[-3.0, 4.0]])
+        rows = probe.score(["elsewhere"], lambda: model(x).squeeze(1))
+        assert (rows["status"], rows["a.grad_norm"].tolist()) == (["ok"], [0.0])
+        with pytest.raises(SuiteError, match="a: norm .* from its rows, .* by autograd"):
+            probe.score(["here"], lambda: model(-x).squeeze(1))
+
+
 def test_a_loss_that_is_not_finite_is_marked() -> None:
     model, x = nn.Linear(2, 1), torch.randn(3, 2)
     x[1] = torch.inf
