@@ -67,7 +67,7 @@ def select(
         raise SuiteError("select: no sample has a finite score.")
     share = 1 - exact_share(keep)
     if order == "random":
-        scores = np.random.default_rng(seed).permutation(len(scores)).astype(np.float64)
+        scores = _shuffled(len(scores), seed)
     groups = [there] if strata is None else _groups(there, strata)
     dropped = [
         _drop(scores, group, count, order)
@@ -196,8 +196,7 @@ def table_columns(table: Any) -> dict[str, Any]:
 
 def _baseline(table: Mapping[str, Array], by: str, seed: int) -> Array:
     if by == "random":
-        n = len(next(iter(table.values())))
-        return np.random.default_rng(seed).permutation(n).astype(np.float64)
+        return _shuffled(len(next(iter(table.values()))), seed)
     needed = {
         "length": ["n_tokens"],
         "label_length": ["n_label_tokens"],
@@ -211,6 +210,12 @@ def _baseline(table: Mapping[str, Array], by: str, seed: int) -> Array:
     if by == "ifd":
         return np.asarray(np.exp(table["loss"] - table["loss_without_prompt"]))
     return np.asarray(table[needed[0]], dtype=np.float64)
+
+
+def _shuffled(n: int, seed: int) -> Array:
+    if seed < 0:
+        raise SuiteError(f"select: seed is {seed}, and it must be 0 or more.")
+    return np.random.default_rng(seed).permutation(n).astype(np.float64)
 
 
 def _drop(scores: Array, group: NDArray[np.int64], count: int, order: Order) -> NDArray[np.int64]:

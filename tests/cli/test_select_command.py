@@ -143,6 +143,22 @@ def rewrite_manifest(**changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def test_strata_may_be_a_column_of_later_rows_alone(select: Select, scored: Path) -> None:
+    data = original(scored)
+    del data[0]["topic"]
+    write_as("data.jsonl", data)
+    status, _, err = select("--strata=topic", "--data=data.jsonl", "--out=k.jsonl")
+    assert status == 0, err
+    assert len(lines("k.jsonl")) == 15
+
+
+@pytest.mark.parametrize("options", [["--by=random"], ["--order=random"]])
+def test_a_seed_below_0_is_refused(select: Select, options: list[str]) -> None:
+    status, _, err = select(*options, "--seed=-1")
+    assert status == 2
+    assert "seed is -1, and it must be 0 or more" in err
+
+
 def test_compat_refuses_samples_that_were_cut_elsewhere(select: Select) -> None:
     status, _, err = select("--compat=resofilter")
     assert status == 2
@@ -169,6 +185,18 @@ def test_compat_drops_repeated_prompts_first(select: Select, scored: Path) -> No
     (repeated,) = re.findall(r"^(\d+) repeat the prompt of an earlier row", out, re.MULTILINE)
     asked = [row["question"] for row in original(scored)]
     assert int(repeated) == len(asked) - len(set(asked))
+
+
+def test_compat_does_not_replace_the_first_of_a_prompt_that_has_changed(
+    select: Select, scored: Path
+) -> None:
+    rewrite_manifest(max_length=768)
+    data = original(scored)
+    data[1]["answer"] = "Changed."  # 4 and 5 have its prompt
+    write_as("data.jsonl", data)
+    status, _, _ = select("--keep=1", "--compat=resofilter", "--data=data.jsonl", "--out=k.jsonl")
+    assert status == 0
+    assert data[1]["question"] not in [row["question"] for row in lines("k.jsonl")]
 
 
 def test_compat_refuses_other_constants_and_lists_them(select: Select) -> None:

@@ -120,9 +120,8 @@ def run(
         )
         module = "up_proj" if module == "all" else module
         score = score_column(ordered, by, layers=layers, module=module)
-        prompts = [source.prompts[row] for row in rows]
-        repeated = len(prompts) - len(set(prompts))
-        result = _published(ordered, score, prompts, keep)
+        repeated = len(source.prompts) - len(set(source.prompts))
+        result = _published(ordered, score, source.prompts, rows, keep)
     else:
         result = select_from_table(
             ordered,
@@ -207,11 +206,15 @@ def _refuse_changed(folder: Path, source: Source, rows: list[int]) -> set[int]:
     return set(changed)
 
 
-def _published(table: dict[str, Any], score: Any, prompts: list[str], keep: float) -> Selection:
+def _published(
+    table: dict[str, Any], score: Any, prompts: list[str], rows: list[int], keep: float
+) -> Selection:
+    """Select among all prompts of the data; ``rows`` says which of them the table is about."""
     score, excluded = usable_scores(table, score)
-    return Selection(
-        resofilter_selection(score, prompts, str(1 - Fraction(str(keep)))), score, excluded
-    )
+    everywhere = np.full(len(prompts), np.nan)
+    everywhere[rows] = score
+    kept = resofilter_selection(everywhere, prompts, str(1 - Fraction(str(keep))))
+    return Selection(np.searchsorted(rows, kept), score, excluded)
 
 
 def _groups(strata: str, table: dict[str, Any], source: Source, rows: list[int]) -> list[Any]:
@@ -220,10 +223,11 @@ def _groups(strata: str, table: dict[str, Any], source: Source, rows: list[int])
         if "n_tokens" not in table:
             raise SuiteError("strata=length: the scores have no column n_tokens.")
         return length_strata(table["n_tokens"], int(number))
-    if strata not in source.rows[0]:
+    columns = list(dict.fromkeys(column for row in source.rows for column in row))
+    if strata not in columns:
         raise SuiteError(
             f"strata={strata!r}: is neither length:4 nor a column of {source.name}."
-            f"{did_you_mean(strata, source.rows[0])} Columns: {', '.join(source.rows[0])}."
+            f"{did_you_mean(strata, columns)} Columns: {', '.join(columns)}."
         )
     return [json.dumps(source.rows[row].get(strata), sort_keys=True, default=str) for row in rows]
 
