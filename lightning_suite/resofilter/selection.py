@@ -89,8 +89,9 @@ def score_column(
     Args:
         table: Columns of a merged table, see :func:`table_columns`.
         by: A feature; or ``random``, ``loss``, ``perplexity``, ``length``, ``label_length``, or
-            ``ifd`` (instruction-following difficulty, exp(loss - loss_without_prompt), Cherry
-            LLM, arXiv 2308.12032).
+            ``ifd`` (instruction-following difficulty as a ratio of perplexities,
+            exp(loss - loss_without_prompt): Superfiltering, arXiv 2402.00530; Cherry LLM, arXiv
+            2308.12032, has the ratio of the losses themselves, which orders otherwise).
         layers: Whose mean is taken, as in
             :func:`~lightning_suite.resofilter.targets.find_targets`, among the scored ones.
         module: Pattern for the modules' names.
