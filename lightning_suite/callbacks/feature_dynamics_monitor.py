@@ -1,6 +1,7 @@
 """Watch how much each residual block learns while a model trains."""
 
 import warnings
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -8,16 +9,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from lightning_suite.depth_mup import dynamics
-from lightning_suite.depth_mup.probe import StreamProbe, fingerprint
+from lightning_suite.depth_mup.dynamics_record import DynamicsRecord, check_version
+from lightning_suite.depth_mup.probe import StreamProbe
 from lightning_suite.depth_mup.roles import assign_roles
 from lightning_suite.depth_mup.rules import Role
+from lightning_suite.depth_mup.trainer_support import may_build_itself_later
 from lightning_suite.errors import SuiteError
 from lightning_suite.run_folder import RunFolder
 from lightning_suite.strategies import refuse_sharded_parameters
-
-_VERSION = 1
 
 
 class FeatureDynamicsMonitor(Callback):
@@ -43,7 +45,8 @@ class FeatureDynamicsMonitor(Callback):
             the same weights, which is checked); where it was built differently, changes are
             measured from the resume on, with a warning.
         write_table: Whether to write the curves over the blocks to
-            ``artifacts/feature_dynamics.csv`` in ``trainer.log_dir``.
+            ``artifacts/feature_dynamics.csv`` in ``trainer.log_dir``, after each epoch and with
+            each checkpoint. A resumed run's table begins with the rows that its checkpoint holds.
         seed: Of the choice of rows.
 
     *Logged metrics* (x-axis: optimizer steps), ``depth_mup/`` and:
@@ -60,8 +63,9 @@ class FeatureDynamicsMonitor(Callback):
     *Supports* gradient accumulation (the first micro-batch of a step is measured), mixed
     precision, DDP (every rank measures its rows, one small sum over ranks), ``torch.compile``,
     gradient checkpointing, several optimizers and manual optimization (the first forward of each
-    block in a batch), LoRA (ΔW of the adapters' matrices). *Refuses* sharded parameters (FSDP,
-    DeepSpeed, tensor parallel). A block that cannot be run alone on some rows of its arguments
+    block in a batch), LoRA (ΔW of the adapters' matrices), modules that build their net in
+    ``setup`` or ``configure_model``. *Refuses* sharded parameters (FSDP, DeepSpeed, tensor
+    parallel). A block that cannot be run alone on some rows of its arguments
     (the batch is not their first dimension) ends the measurements with one warning, not training.
 
     *Memory*: one copy of all trainable hidden matrices on ``reference_device``, and
@@ -105,15 +109,14 @@ class FeatureDynamicsMonitor(Callback):
         self.write_table = write_table
         self.seed = seed
         self._probe: StreamProbe | None = None
+        self._loading: RemovableHandle | None = None
         self._built: dict[str, Tensor] = {}  # the model's weights before a checkpoint is loaded
         self._restored: dict[str, Any] | None = None
-        self._reference: dict[str, Tensor] = {}
-        self._reference_step = 0
+        self._record = DynamicsRecord()
         self._next = 0
         self._armed_step: int | None = None
         self._failed = False
         self._packed: Tensor | None = None
-        self._table: list[dict[str, float]] = []
         self._folder: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -126,6 +129,31 @@ class FeatureDynamicsMonitor(Callback):
             "FeatureDynamicsMonitor compares whole matrices",
             "Use DDP or one device, or leave the monitor out.",
         )
+        self._record, self._restored = DynamicsRecord(), None
+        self._failed = False
+        try:
+            self._prepare(trainer, pl_module)
+        except SuiteError:
+            # setup() and configure_model() of the module come after ours
+            if not may_build_itself_later(pl_module):
+                raise
+
+        def keep_built(module: Any, *_: Any) -> None:
+            # once this callback's own state is loaded, what is loaded is no start (a search for
+            # the batch size loads, too); a copy of the module has a copy of this hook
+            if module is pl_module and self._restored is None:
+                with suppress(SuiteError):  # not yet built; `on_fit_start` will say so
+                    self._prepare(trainer, pl_module)
+                self._built = {} if self._probe is None else self._probe.snapshot("cpu")
+
+        self._loading = pl_module.register_load_state_dict_pre_hook(keep_built)  # type: ignore[no-untyped-call]
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the blocks and put hooks on them; again if the model has been rebuilt since."""
+        if self._probe is not None and self._probe.belongs_to(pl_module):
+            return
+        if self._probe is not None:
+            self._probe.detach()
         names = self._names(trainer)
         role_map = assign_roles(
             pl_module, blocks=names.blocks, preset=names.preset, patterns=names.patterns
@@ -137,11 +165,6 @@ class FeatureDynamicsMonitor(Callback):
                 f"out of first_update, last_update and product: {', '.join(self._probe.skipped)}"
             )
         self._probe.attach()
-        # whether a checkpoint will be loaded is not known yet
-        self._built = self._probe.snapshot("cpu")
-        self._restored = None
-        self._failed = False
-        self._table = []
 
     def _names(self, trainer: Trainer) -> Any:
         """Return who says how the model's parameters are called: this callback, or a neighbour.
@@ -154,32 +177,22 @@ class FeatureDynamicsMonitor(Callback):
         wanted = ("blocks", "preset", "patterns")
         return next((c for c in others if all(hasattr(c, name) for name in wanted)), self)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the hooks on a model that was built late."""
+        self._prepare(trainer, pl_module)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the reference: weights and the step counter are restored by now."""
         if self._probe is None:
             return
         device = "cpu" if self.reference_device == "cpu" else None
-        self._reference_step = trainer.global_step
-        self._reference = {}
-        if self._restored is not None:
-            self._reference_step = self._restored["reference_step"]
-            saved = self._restored.get("reference") or self._built
-            if fingerprint(saved) == self._restored["fingerprint"]:
-                matrices = self._probe.matrices()
-                self._reference = {
-                    name: w.to(device or matrices[name].device) for name, w in saved.items()
-                }
-            else:
-                self._reference_step = trainer.global_step
-                rank_zero_warn(
-                    "FeatureDynamicsMonitor: the model was not built with the weights that the "
-                    "checkpoint's run started from, so changes are measured from step "
-                    f"{self._reference_step} on. Set the same seed before building the model, or "
-                    "use save_reference=True in the first run."
-                )
-        self._built, self._restored = {}, None
-        if not self._reference:
-            self._reference = self._probe.snapshot(device)
+        lost = self._record.start(
+            self._probe, trainer.global_step, self._restored, self._built, device
+        )
+        if lost:
+            rank_zero_warn(f"FeatureDynamicsMonitor: {lost}")
+        self._restored = None
+        self._forget_loading()
         # the first multiple of the interval that is not behind us
         self._next = -(-trainer.global_step // self.every_n_steps) * self.every_n_steps
         # asked here and on all ranks, because it communicates
@@ -214,6 +227,21 @@ class FeatureDynamicsMonitor(Callback):
         batch_idx: int,
     ) -> None:
         """Sum over ranks and log: the one place that every rank reaches in a measured step."""
+        self._finish(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write the table, with the step that was just made: a resumed run does not measure it.
+
+        Whoever saves at the end of a batch may stand before this callback.
+        """
+        if self._armed_step is not None and trainer.global_step > self._armed_step:
+            self._finish(trainer, pl_module)
+            checkpoint.setdefault("callbacks", {})[self.state_key] = self.state_dict()
+        self._write(trainer)
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._probe is None or self._armed_step is None:
             return
         step, self._armed_step = self._armed_step, None
@@ -235,7 +263,7 @@ class FeatureDynamicsMonitor(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(summary, step=step)
         if trainer.is_global_zero:
-            self._table += [{"step": step, **row} for row in measured.curves()]
+            self._record.add(step, measured.curves())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table so far."""
@@ -255,30 +283,25 @@ class FeatureDynamicsMonitor(Callback):
             self._release()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the start's step and a fingerprint of its weights, or the weights on request."""
-        state: dict[str, Any] = {
-            "version": _VERSION,
-            "reference_step": self._reference_step,
-            "fingerprint": fingerprint(self._reference),
-        }
-        if self.save_reference:
-            state["reference"] = {name: w.cpu() for name, w in self._reference.items()}
-        return state
+        """Return the rows so far, the start's step, and a fingerprint of its weights.
+
+        On request these weights, too.
+        """
+        if self._restored is not None:  # loaded, and not gone on with yet
+            return self._restored
+        return self._record.state(with_reference=self.save_reference, with_rows=self.write_table)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training starts: only then the weights are there to compare."""
-        if state_dict.get("version") != _VERSION:
-            raise SuiteError(
-                "the checkpoint's FeatureDynamicsMonitor state is of version "
-                f"{state_dict.get('version')}, and this release reads version {_VERSION}."
-            )
-        self._restored = state_dict
+        check_version(state_dict, "FeatureDynamicsMonitor")
+        if not self._record.reference:  # after its own training a test may load another checkpoint
+            self._restored = state_dict
 
     def _measure(self) -> None:
         if self._armed_step is None or self._probe is None or not self._probe.captured:
             return
         try:
-            self._packed = dynamics.pack(self._probe.measure(self._reference))
+            self._packed = dynamics.pack(self._probe.measure(self._record.reference))
         except Exception as err:  # whatever it is, training can go on without a measurement
             # the sum over ranks goes on: other ranks wait for it
             self._failed = True
@@ -287,24 +310,17 @@ class FeatureDynamicsMonitor(Callback):
             )
 
     def _write(self, trainer: Trainer) -> None:
-        if not (self.write_table and self._table and self._folder and trainer.is_global_zero):
-            return
-        RunFolder(self._folder).add_table(
-            "feature_dynamics",
-            self._table,
-            title="Feature dynamics by block",
-            caption=(
-                f"Against t = l/L, since step {self._reference_step}: RMS of the updates "
-                "ΔW1·a (first_update), ΔW2·φ (last_update), ΔW2·Δφ (product), of what they add to "
-                "the stream (first_stream, last_stream), relative change of the weights, coupling "
-                "cos(h, g), and the smallest eigenvalue of the stream's covariance."
-            ),
-            section="Feature dynamics",
-        )
+        if self.write_table and self._folder and trainer.is_global_zero:
+            self._record.write(RunFolder(self._folder))
 
     def _release(self) -> None:
         if self._probe is not None:
             self._probe.detach()
         self._probe = None
         self._armed_step, self._packed = None, None
-        self._built = {}
+        self._forget_loading()
+
+    def _forget_loading(self) -> None:
+        if self._loading is not None:
+            self._loading.remove()
+        self._loading, self._built = None, {}

@@ -99,6 +99,11 @@ class StreamProbe:
         """Whether a forward was kept, or could not be, that is not measured yet."""
         return bool(self._seen) or self._failure is not None
 
+    def belongs_to(self, model: nn.Module) -> bool:
+        """Whether these are still the blocks of ``model``: it may have been built anew since."""
+        modules = modules_by_name(model)
+        return all(modules.get(block.name) is block.module for block in self._blocks)
+
     def attach(self) -> None:
         """Put the hooks on the blocks; before the first call of a compiled model."""
         for index, block in enumerate(self._blocks):

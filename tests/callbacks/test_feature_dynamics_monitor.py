@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from foreign import PATTERNS, Batches, ForeignModule, quiet_trainer
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -169,13 +170,15 @@ def test_names_that_were_given_for_the_learning_rates_count_here_too(order: int)
     assert trainer.callback_metrics["depth_mup/first_update"] > 0
 
 
+def hooks(model: nn.Module) -> int:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_load_state_dict_pre_hooks")
+    return sum(len(getattr(m, kind)) for m in model.modules() for kind in kinds)
+
+
 def test_hooks_are_gone_after_fit_and_after_an_exception(tmp_path: Path) -> None:
     class Failing(Regression):
         def on_train_batch_end(self, *args: Any) -> None:
             raise RuntimeError("on purpose")
-
-    def hooks(model: nn.Module) -> int:
-        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
     model, _ = fit(tmp_path, FeatureDynamicsMonitor(), max_steps=2)
     assert hooks(model) == 0
@@ -336,13 +339,13 @@ class Resume:
 
 def uninterrupted(folder: Path) -> list[dict[str, str]]:
     fit(folder / "c", FeatureDynamicsMonitor(4), max_epochs=3)
-    return [row for row in table(folder / "c") if row["step"] == "8"]
+    return table(folder / "c")
 
 
-def test_a_resumed_run_with_the_same_seed_keeps_its_reference(tmp_path: Path) -> None:
+def test_a_resumed_run_with_the_same_seed_keeps_its_reference_and_its_rows(tmp_path: Path) -> None:
     resumed = Resume(tmp_path, seed=1)
     full = uninterrupted(tmp_path)
-    assert [row["step"] for row in resumed.rows] == ["8"] * 3
+    assert [row["step"] for row in resumed.rows] == ["0"] * 3 + ["4"] * 3 + ["8"] * 3
     # the weights at step 8 and the reference are the same; the dropout of the forward is not
     assert [r["relative_change"] for r in resumed.rows] == [r["relative_change"] for r in full]
 
@@ -354,16 +357,115 @@ def test_a_resumed_run_of_another_seed_says_from_where_it_measures(tmp_path: Pat
 
 def test_a_saved_reference_survives_another_seed(tmp_path: Path) -> None:
     resumed = Resume(tmp_path, seed=2, save_reference=True)
-    assert float(resumed.rows[0]["relative_change"]) > 0
+    assert float(resumed.rows[-1]["relative_change"]) > 0
     state = torch.load(resumed.checkpoint, weights_only=True)["callbacks"]
     assert state["FeatureDynamicsMonitor"]["reference_step"] == 0
+
+
+class SaveAndDie(Callback):
+    """Saves at the end of a step, and dies at that of the next."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+        elif trainer.global_step > self.step:
+            raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("saves", ["before", "after"])
+def test_a_killed_run_that_goes_on_in_its_folder_loses_no_row(tmp_path: Path, saves: str) -> None:
+    """Who saves may stand before the monitor or after it, and the same table is written again."""
+
+    def train(folder: Path, *other: Callback, ckpt_path: Path | None = None) -> None:
+        callbacks = [FeatureDynamicsMonitor(1, patterns=PATTERNS), *other]
+        trainer = quiet_trainer(
+            callbacks[:: -1 if saves == "before" else 1], max_epochs=3, default_root_dir=folder
+        )
+        trainer.fit(ForeignModule(), Batches(), ckpt_path=ckpt_path, weights_only=True)
+
+    checkpoint = tmp_path / "mid.ckpt"
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path / "a", SaveAndDie(checkpoint, 6))
+    train(tmp_path / "a", ckpt_path=checkpoint)
+    train(tmp_path / "b")
+    assert steps(tmp_path / "a") == list(range(12))
+    assert table(tmp_path / "a") == table(tmp_path / "b")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_resumed_run_measures_from_weights_that_another_callback_drew(
+    tmp_path: Path, order: int
+) -> None:
+    def train(folder: Path, *other: Callback, ckpt_path: Path | None = None) -> None:
+        torch.manual_seed(1)
+        rates = DepthMuPLRCallback(1, patterns=PATTERNS, reinit=True, verbose=False)
+        callbacks = [rates, FeatureDynamicsMonitor(1)][::order]
+        trainer = quiet_trainer([*callbacks, *other], default_root_dir=folder)
+        trainer.fit(ForeignModule(), Batches(), ckpt_path=ckpt_path)
+
+    checkpoint = tmp_path / "mid.ckpt"
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path / "a", SaveAndDie(checkpoint, 6))
+    train(tmp_path / "a", ckpt_path=checkpoint)  # a warning would be an error
+    train(tmp_path / "b")
+    assert table(tmp_path / "a") == table(tmp_path / "b")
+
+
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+def test_a_module_that_builds_its_net_late_is_measured_and_resumed(
+    tmp_path: Path, hook: str
+) -> None:
+    class Late(ForeignModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waiting = [self.backbone]  # in a list, it is no part of the module
+            del self.backbone
+
+        def build(self, stage: str = "") -> None:
+            if self.waiting:
+                self.backbone = self.waiting.pop()
+
+    setattr(Late, hook, Late.build)
+
+    def train(
+        folder: Path, module: ForeignModule, *other: Callback, ckpt_path: Path | None = None
+    ) -> None:
+        callbacks = [FeatureDynamicsMonitor(1, patterns=PATTERNS), *other]
+        trainer = quiet_trainer(callbacks, default_root_dir=folder)
+        trainer.fit(module, Batches(), ckpt_path=ckpt_path)
+        assert not hooks(module)
+
+    checkpoint = tmp_path / "mid.ckpt"
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path / "a", Late(), SaveAndDie(checkpoint, 6))
+    train(tmp_path / "a", Late(), ckpt_path=checkpoint)
+    train(tmp_path / "b", ForeignModule())
+    assert table(tmp_path / "a") == table(tmp_path / "b")
+
+
+def test_a_search_for_the_batch_size_is_no_start(tmp_path: Path) -> None:
+    class Sized(ForeignModule):
+        batch_size = 4
+
+        def train_dataloader(self) -> DataLoader[Any]:
+            x, y = Batches(1, 16).batches[0]
+            return DataLoader(TensorDataset(x, y), batch_size=self.batch_size)
+
+    monitor = FeatureDynamicsMonitor(1, patterns=PATTERNS)
+    search = BatchSizeFinder(max_trials=1, steps_per_trial=1)
+    quiet_trainer([search, monitor], default_root_dir=tmp_path).fit(Sized())
+    assert {float(r["relative_change"]) for r in table(tmp_path) if r["step"] == "0"} == {0.0}
 
 
 def test_a_checkpoint_stays_small(tmp_path: Path) -> None:
     monitor = FeatureDynamicsMonitor()
     fit(tmp_path, monitor, max_steps=1)
     state = monitor.state_dict()
-    assert set(state) == {"version", "reference_step", "fingerprint"}
+    assert set(state) == {"version", "reference_step", "fingerprint", "table"}
+    assert state["table"]["values"].shape == (3, 11)  # of the one step that was measured
     assert all(len(entries) <= 8 for entries in state["fingerprint"].values())
 
 
