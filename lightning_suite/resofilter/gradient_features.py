@@ -101,7 +101,7 @@ class WeightNormChange(Feature):
 
     @override
     def finish(self, total: Tensor, layer: LayerGradients) -> Tensor:
-        before = layer.weight.to(total.dtype).square().sum()
+        before = layer.weight_squared_norm
         return total / ((before + total).clamp_min(0).sqrt() + before.sqrt())
 
     @override

@@ -19,6 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 # accelerator it should be large enough to fill the device. In entries.
 _CPU_BLOCK = 128 * 1024
 _DEVICE_BLOCK = 32 * 1024 * 1024
+# Of a weight that is read in another dtype: one copy of it all would be 2 GB in a model of 70 B.
+_WEIGHT_BLOCK = 4 * 1024 * 1024
 # Rows of a symmetric T x T matrix that are made at a time, from the diagonal on.
 _STRIP = 64
 # Cost of one multiply-add in a T x T product, and of reading one entry of a materialised G, in
@@ -157,8 +159,25 @@ class LayerGradients:
     @cached_property
     def weight_inner_product(self) -> Tensor:
         """⟨W, G⟩ = Σ_t g_t · W x_t, without G: [N]."""
-        products = self.x @ self.weight.to(self.x.dtype).mT
-        return torch.stack([rows.sum() for rows in self.inputs.samples(products.mul_(self.g))])
+        x, g, parts = self.x, self.g, []
+        for rows, weight in self._weight_rows(x.dtype):
+            products = (x @ weight.mT).mul_(g[:, rows])
+            parts.append(torch.stack([part.sum() for part in self.inputs.samples(products)]))
+        return torch.stack(parts).sum(0)
+
+    @cached_property
+    def weight_squared_norm(self) -> Tensor:
+        """‖W‖² in float64: []."""
+        blocks = self._weight_rows(torch.float64)
+        return torch.stack([weight.square().sum() for _, weight in blocks]).sum()
+
+    def _weight_rows(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Yield W in a dtype: all of it, or rows of it where that is a copy."""
+        n_out, n_in = self.shape
+        step = n_out if self.weight.dtype == dtype else max(1, _WEIGHT_BLOCK // n_in)
+        for start in range(0, n_out, step):
+            rows = slice(start, min(start + step, n_out))
+            yield rows, self.weight[rows].to(dtype)
 
     @property
     def gram_is_cheaper(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_suite.resofilter.features import REGISTRY, compute_features, make_features
 from lightning_suite.resofilter.rows import InputRows, LayerGradients
@@ -117,6 +118,52 @@ def test_a_sketch_is_the_projection_of_the_gradient(way: str) -> None:
     )
     expected = torch.stack([(left @ (g[a:b].mT @ x[a:b]) @ right.mT).flatten() for a, b in RANGES])
     torch.testing.assert_close(compute_features(layer, [sketch])["sketch"], expected)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size in bytes of the largest tensor that is made, and is no view of a given one."""
+
+    def __init__(self, *given: Tensor) -> None:
+        super().__init__()
+        self.given = {values.untyped_storage().data_ptr() for values in given}
+        self.found = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for made in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(made, Tensor):
+                storage = made.untyped_storage()
+                if storage.data_ptr() not in self.given:
+                    self.found = max(self.found, storage.nbytes())
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"adam_mean_abs"}))
+def test_no_copy_of_a_weight_nor_a_whole_gradient_is_made(
+    way: str, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("_CPU_BLOCK", "_DEVICE_BLOCK", "_WEIGHT_BLOCK"):
+        monkeypatch.setattr(f"lightning_suite.resofilter.rows.{limit}", 4096)
+    x, g, W = torch.randn(12, 256), torch.randn(12, 512), torch.randn(512, 256).to(dtype)
+    layer = LayerGradients("layer", InputRows(x, ((0, 7), (7, 12))), g, W)
+    features = make_features([name])
+    with Largest(x, g, W) as largest:
+        compute_features(layer, features)
+    assert 0 < largest.found < W.untyped_storage().nbytes() / 4
+
+
+@pytest.mark.parametrize("name", ["wdotg", "weight_norm_change"])
+def test_a_weight_read_in_parts_gives_the_same(
+    way: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_suite.resofilter.rows._WEIGHT_BLOCK", 5 * N_IN)
+    x, g, W = rows(1.0)
+    W = W.bfloat16()
+    layer = LayerGradients("layer", InputRows(x, RANGES), g, W)
+    (feature,) = make_features([name])
+    expected = torch.stack([TRUTH[name](W.double(), g[a:b].mT @ x[a:b]) for a, b in RANGES])
+    torch.testing.assert_close(feature.of_rows(layer), expected, rtol=1e-9, atol=1e-15)
 
 
 def test_the_way_is_the_device_s() -> None:
