@@ -45,6 +45,9 @@ SAMPLE_COLUMNS = (
     "lr",
 )
 
+# Those that some batches of a training have and others, such as another task's, do not.
+_COUNTS = (("n_tokens", "int64"), ("n_label_tokens", "int64"))
+
 
 class ScoreStore:
     """A folder of scores that several ranks write and a later run continues.
@@ -100,7 +103,7 @@ class ScoreStore:
         """
         if not self._waiting:
             return
-        table = import_extra("pyarrow", "llm").concat_tables(self._waiting, promote_options="none")
+        table = _joined(self._waiting)
         path = self.folder / SHARDS / f"rank{self.rank}-{self._next:06d}.parquet"
         write_table(table, path)
         self._waiting, self._next = [], self._next + 1
@@ -149,15 +152,14 @@ def merge_shards(folder: str | Path) -> Any:
     Raises:
         SuiteError: There are no shards, or one is damaged or has other columns than the first.
     """
-    pyarrow = import_extra("pyarrow", "llm")
     files = shard_files(folder)
     if not files:
         raise SuiteError(f"{folder}: has no finished shards in {SHARDS}/.")
     tables = [read_shard(file) for file in files]
     for file, one in zip(files, tables, strict=True):
-        if not one.schema.equals(tables[0].schema):
+        if _columns(one) != _columns(tables[0]):
             raise SuiteError(f"{file}: has other columns than {files[0].name}; delete one of them.")
-    table = pyarrow.concat_tables(tables, promote_options="none")
+    table = _joined(tables)
     ids = table["sample_id"].to_pylist()
     batches = table["batch"].to_pylist() if "batch" in table.column_names else [0] * len(ids)
     first: dict[tuple[str, int], int] = {}
@@ -166,6 +168,17 @@ def merge_shards(folder: str | Path) -> Any:
     numeric = all(re.fullmatch(r"-?\d+", sample_id) for sample_id, _ in first)
     order = sorted(first, key=lambda key: (int(key[0]) if numeric else 0, *key))
     return table.take([first[key] for key in order]).combine_chunks()
+
+
+def _joined(tables: Sequence[Any]) -> Any:
+    """Return tables as one; a count that some do not have is null there."""
+    return import_extra("pyarrow", "llm").concat_tables(tables, promote_options="default")
+
+
+def _columns(table: Any) -> dict[str, str]:
+    """Return the columns that all shards of a folder have, with their types."""
+    types = {field.name: str(field.type) for field in table.schema}
+    return {n: kind for n, kind in types.items() if (n, kind) not in _COUNTS}
 
 
 def read_shard(path: Path, columns: Sequence[str] | None = None) -> Any:

@@ -80,6 +80,18 @@ def test_the_rows_of_a_third_run_are_neither_mixed_in_nor_lost(tmp_path: Path) -
     assert {path: path.read_bytes() for path in shard_files(tmp_path / "third")} == there
 
 
+def test_batches_with_and_without_token_counts_go_together(tmp_path: Path) -> None:
+    store = OnlineStore(tmp_path, {}, rows_per_shard=4)
+    store.add(rows(0))
+    store.add({**rows(1), "n_tokens": [3, 4]})
+    store.add(rows(2))
+    store.flush()
+    OnlineStore(tmp_path, {}).go_on(3)
+    table = merge_shards(tmp_path).to_pydict()
+    assert table["batch"] == [0, 1, 2] * 2
+    assert table["n_tokens"] == [None, 3, None, None, 4, None]
+
+
 def test_the_same_folder_under_another_name_is_not_copied(tmp_path: Path) -> None:
     store_of_three_batches(tmp_path / "run")
     OnlineStore(tmp_path / "run", {}).go_on(2, tmp_path / "run" / ".." / "run")
