@@ -51,7 +51,7 @@ SHOWN = (
     "wandb",
 )
 # The whole chain through the command line, with its callbacks, and of each method a part that leans
-# on other packages. About a minute of one core.
+# on other packages. About two minutes of one core.
 TESTS = (
     "tests/integration/test_pipeline.py",
     "tests/language/test_export.py",
@@ -63,6 +63,9 @@ TESTS = (
     "tests/scen/test_attachment.py",
     "tests/lmcd/test_heads.py",
     "tests/cli/test_main.py",
+    "tests/cli/test_check.py",
+    "tests/cli/test_option_words.py",
+    "tests/cli/problems",
     "tests/test_public_api.py",
 )
 _OUTCOME = re.compile(r"(\d+) (passed|failed|skipped|errors?|xfailed|deselected)")

@@ -42,6 +42,7 @@ def test_other_text_is_left_to_the_reader(text: str) -> None:
         ("fit -c", f'trainer: {{callbacks: "{"[" * DEEP}"}}'),
         ("coord-check -c", "- " * DEEP),
     ],
+    ids=["check", "fit", "fit-quoted", "coord-check"],  # the texts are too long for a name
 )
 def test_a_deep_config_ends_no_command(tmp_path: Path, command: str, content: str) -> None:
     (tmp_path / "deep.yaml").write_text(content)

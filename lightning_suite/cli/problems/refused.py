@@ -37,11 +37,7 @@ def _refusal(parser: ArgumentParser, inner: Keys, value: Any) -> str | None:
     return None
 
 
-# the second in the words of jsonargparse 4.39
-REQUIRED = re.compile(
-    r"(?:the following arguments are required: "
-    r'|(?:Validation failed: )?Key "(?=[^"]*" is required))([^"\n]*)'
-)
+REQUIRED = re.compile(r"the following arguments are required: ([^\"\n]*)")
 
 
 def refused_parts(
