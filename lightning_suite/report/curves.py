@@ -71,7 +71,7 @@ def draw_panel(
                 + 1.6 * sum(series[other] == series[name] for _, other in lines[place + 1 :]),
                 marker="o" if len(one.steps) <= 12 else "",
                 markersize=3.5,
-                label=label.replace("$", r"\$") if place in legend else None,  # no TeX
+                label=label if place in legend else None,
             )
         _scale(axes, [value for _, name in lines for value in series[name].values])
         axes.set_xlabel("step")

@@ -74,6 +74,7 @@ def figure_style() -> Iterator[None]:
             "lines.markersize": 5.5,
             "lines.markeredgewidth": 0,
             "text.color": INK,
+            "text.parse_math": False,  # names of users may hold dollar signs
             "xtick.color": INK,
             "xtick.labelsize": 9,
             "xtick.major.width": 0.8,

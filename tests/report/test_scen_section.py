@@ -111,6 +111,18 @@ def test_a_system_without_a_gate_has_no_figures_of_one(tmp_path: Path) -> None:
     assert "answered by an edit" not in page
 
 
+def test_dollar_signs_in_names_of_systems_and_kinds_are_no_formulas(tmp_path: Path) -> None:
+    kinds = {"random": "costs $5_ or $6^", "<b>mine</b>": r"$\frac$"}
+    rows = [
+        replace(row, system=system, kind=kinds.get(row.kind, row.kind))
+        for system in ("ours $x_$", r"theirs $\bad$")
+        for row in scored(system, gated=True)
+    ]
+    page = page_of(tmp_path, rows)
+    assert "Not shown" not in page
+    assert "What the gate decided" in titles(page)
+
+
 def test_one_edit_is_enough(tmp_path: Path) -> None:
     page = page_of(tmp_path, scored("scen", gated=True, edits=EDITS[:1]), EDITS[:1])
     assert page.count("<svg") == 3
