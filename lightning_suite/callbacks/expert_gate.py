@@ -187,8 +187,28 @@ class ExpertGateCallback(Callback):
                 "the checkpoint's ExpertGateCallback state is of version "
                 f"{state_dict.get('version')}, and this release reads version {_VERSION}."
             )
-        if self.bank is not None and state_dict["bank"]:
+        if self.bank is None or not state_dict["bank"]:
+            return
+        before = {edit.id: edit for edit in self.bank.edits}
+        missing = self.path is not None and not bank_exists(self.path)
+        try:
             self.bank.load_state_dict(state_dict["bank"])
+        except SuiteError as err:
+            if not missing:
+                raise
+            raise SuiteError(
+                f"{err} There is no bank {self.path!r} here, so that an empty one was made by the "
+                "arguments, and the checkpoint's does not fit it: give the file that the "
+                "checkpoint's run had, or layer, gate, expert and rank as in that file."
+            ) from err
+        if before and before != {edit.id: edit for edit in self.bank.edits}:
+            _log.warning(
+                "ExpertGateCallback: the checkpoint's bank counts (%d edits), not that of %s (%d), "
+                "which has others. To use that one, give no ckpt_path.",
+                len(self.bank),
+                "the file" if self.path else "this callback",
+                len(before),
+            )
 
     # --- for code that has the callback in hand ---------------------------------------------------
 

@@ -22,7 +22,8 @@ from lightning_suite import EditDataModule, ExpertGateCallback, SCENModule
 from lightning_suite.datamodules.edit_sources import read_edits
 from lightning_suite.errors import SuiteError
 from lightning_suite.run_folder import RunFolder
-from lightning_suite.scen.bank_file import read_bank
+from lightning_suite.scen.bank_file import load_bank, read_bank, save_bank
+from lightning_suite.scen.editing import make_gate
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.experts import ExpertSettings
 from lightning_suite.scen.prompts import PromptFormat
@@ -249,6 +250,42 @@ def test_checkpoints_hold_the_bank_and_write_it_beside_them(bank: str, tmp_path:
     testing = quiet_trainer([again, saver], enable_checkpointing=True)
     testing.test(module, loader(), ckpt_path=str(tmp_path / "saved/last.ckpt"), weights_only=True)
     assert testing.callback_metrics["scen/fired_rate"] == 0.5
+
+
+@pytest.fixture
+def checkpoint(bank: str, tmp_path: Path) -> str:
+    trainer = quiet_trainer([ExpertGateCallback(bank)], max_epochs=1)
+    trainer.fit(Chat(), loader(), loader())
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    return str(tmp_path / "saved.ckpt")
+
+
+def edits_in_test(callback: ExpertGateCallback, checkpoint: str) -> Any:
+    trainer = quiet_trainer([callback])
+    trainer.test(Chat(), loader(), ckpt_path=checkpoint, weights_only=True)
+    return trainer.callback_metrics["scen/edits"]
+
+
+def test_a_checkpoint_s_bank_that_takes_the_place_of_another_says_so(
+    bank: str, checkpoint: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert edits_in_test(ExpertGateCallback(bank), checkpoint) == 2
+    assert "counts" not in caplog.text
+    shrunk = load_bank(bank, lambda stored: make_gate(stored.gate))
+    shrunk.remove(["e1"])
+    save_bank(shrunk, tmp_path / "shrunk")
+    assert edits_in_test(ExpertGateCallback(str(tmp_path / "shrunk")), checkpoint) == 2
+    assert "checkpoint's bank counts (2 edits), not that of the file (1)" in caplog.text
+
+
+def test_a_checkpoint_without_its_bank_file_says_what_is_missing(
+    checkpoint: str, tmp_path: Path
+) -> None:
+    gone = str(tmp_path / "gone")
+    with pytest.raises(SuiteError, match=r"no bank '.*gone' here.*layer, gate, expert and rank as"):
+        edits_in_test(ExpertGateCallback(gone, prompt_template=TEMPLATE), checkpoint)
+    same = ExpertGateCallback(gone, layer=1, gate="closed", rank=2, prompt_template=TEMPLATE)
+    assert edits_in_test(same, checkpoint) == 2
 
 
 # --- what is refused ------------------------------------------------------------------------------
