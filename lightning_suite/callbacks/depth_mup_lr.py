@@ -93,7 +93,8 @@ class DepthMuPLRCallback(Callback):
     warning says so); :meth:`fold` moves them into the weights for use elsewhere. With
     ``apply="groups"`` the optimizer keeps its split groups, so that ``trainer.save_checkpoint()``
     still writes what a resume needs; a further fit with the same optimizer object does not scale
-    twice.
+    twice. With ``ddp_spawn`` and ``ddp_notebook`` all that is in processes that are gone after
+    ``fit``: resume from the checkpoints of ``ModelCheckpoint``.
 
     Costs about 0.1 ms a step on a CPU, most of it torch's own work for one group a role (measured:
     ``benchmarks/callback_overhead.py``).
@@ -308,7 +309,11 @@ class DepthMuPLRCallback(Callback):
                 :func:`~lightning_suite.depth_mup.residual_scale.fold_residual_scale`).
         """
         if self.correction is None or self._multiplies():
-            raise SuiteError("fold() needs a run of the trainer with this callback that is over.")
+            raise SuiteError(
+                "fold() needs a run of the trainer with this callback that is over. (With "
+                "ddp_spawn or ddp_notebook the run was in processes that are gone: use "
+                "fold_residual_scale with the factors that its checkpoint names.)"
+            )
         if _refers_to(self._folded, pl_module):
             raise SuiteError("the multipliers were folded into this model's weights before.")
         role_map, multipliers = self.correction.role_map, self.correction.multipliers
@@ -365,7 +370,8 @@ class DepthMuPLRCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Refuse to resume a training that began without this callback."""
-        resumes = trainer.state.fn == "fit" and "optimizer_states" in checkpoint
+        # none in what a trainer saves whose spawned processes are gone: weights, no training
+        resumes = trainer.state.fn == "fit" and checkpoint.get("optimizer_states")
         if resumes and self.state_key not in checkpoint["callbacks"]:
             raise SuiteError(
                 "the checkpoint was trained without DepthMuPLRCallback, and its optimizer state "

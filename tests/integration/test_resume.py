@@ -197,6 +197,20 @@ def test_resuming_with_a_callback_that_was_not_there_before(tmp_path: Path) -> N
         quiet_trainer([callback()]).fit(ForeignModule(), Batches(), ckpt_path=checkpoint)
 
 
+def test_weights_that_come_without_a_training_begin_one(tmp_path: Path) -> None:
+    """As a trainer saves them whose processes were spawned, after their end."""
+    trainer = quiet_trainer(strategy="ddp_spawn", devices=2)
+    trainer.strategy.connect(module := ForeignModule())
+    trainer.save_checkpoint(path := tmp_path / "weights.ckpt")
+    assert torch.load(path, weights_only=True)["optimizer_states"] == []
+
+    resumed, plain = ForeignModule(seed=1), ForeignModule()
+    quiet_trainer([callback()]).fit(resumed, Batches(), ckpt_path=path, weights_only=True)
+    quiet_trainer([callback()]).fit(plain, Batches())
+    assert same(weights(resumed), weights(plain))
+    assert not same(weights(resumed), weights(module))
+
+
 def test_evaluating_a_checkpoint_without_the_callbacks_state_is_allowed(tmp_path: Path) -> None:
     checkpoint = interrupted(tmp_path, ForeignModule())
     module = ForeignModule()
