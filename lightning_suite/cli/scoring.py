@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_suite.cli.parsing import time_left
 from lightning_suite.cli.progress import ProgressLine
@@ -61,6 +62,17 @@ class ScoringData:
     max_length: int | None = None
 
 
+def prepare_data(data: LightningDataModule, module: LightningModule) -> None:
+    """Let a data module download what it needs: in one process of a machine, as a Trainer does.
+
+    Args:
+        data: Not yet set up.
+        module: Whose tokenizer an `InstructionDataModule` without one takes.
+    """
+    _share_tokenizer(data, module)
+    data.prepare_data()
+
+
 def open_data(data: LightningDataModule, module: LightningModule) -> ScoringData:
     """Return the training samples of a data module.
 
@@ -69,17 +81,15 @@ def open_data(data: LightningDataModule, module: LightningModule) -> ScoringData
     data set if it has them, otherwise its index.
 
     Args:
-        data: Not yet set up.
+        data: Prepared, in whatever process, and not yet set up.
         module: Whose tokenizer an `InstructionDataModule` without one takes, and to whose device
             batches go.
 
     Raises:
-        SuiteError: The training data cannot be read by index.
+        SuiteError: The training data cannot be read by index, sample by sample.
     """
     if isinstance(data, InstructionDataModule):
-        if data.tokenizer is None:
-            data.tokenizer = module.hparams.get("pretrained")
-        data.prepare_data()
+        _share_tokenizer(data, module)
         data.setup("fit")
         samples = data.samples("train")
         return ScoringData(
@@ -90,7 +100,6 @@ def open_data(data: LightningDataModule, module: LightningModule) -> ScoringData
             template_hash(data.template),
             data.max_length,
         )
-    data.prepare_data()
     data.setup("fit")
     loader = data.train_dataloader()
     dataset: Any = getattr(loader, "dataset", None)
@@ -98,6 +107,12 @@ def open_data(data: LightningDataModule, module: LightningModule) -> ScoringData
         raise SuiteError(
             f"score: the training data of {type(data).__name__} cannot be read by index; scores "
             "need a data set with __len__ and __getitem__ in train_dataloader()."
+        )
+    if isinstance(loader, DataLoader) and loader.batch_sampler is None:
+        raise SuiteError(
+            f"score: the training loader of {type(data).__name__} has batch_size=None: its data "
+            "set gives whole batches, and what a sample is cannot be told. Give a data set of "
+            "single samples, and the loader a batch_size."
         )
 
     def fetch(indices: Sequence[int]) -> Any:
@@ -115,6 +130,11 @@ def open_data(data: LightningDataModule, module: LightningModule) -> ScoringData
                 yield ids[i], list(bytes.fromhex(content)), []
 
     return ScoringData(ids, [1] * n, fetch, lambda: data_fingerprint(contents()))
+
+
+def _share_tokenizer(data: LightningDataModule, module: LightningModule) -> None:
+    if isinstance(data, InstructionDataModule) and data.tokenizer is None:
+        data.tokenizer = module.hparams.get("pretrained")
 
 
 def transferred(batch: Any, module: LightningModule, data: LightningDataModule) -> Any:

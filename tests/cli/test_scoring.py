@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_suite.cli.scoring import open_data, open_probe
+from lightning_suite.cli.scoring import open_data, open_probe, prepare_data
 from lightning_suite.cli.stable_data import RandomDataError, refuse_random_data
 from lightning_suite.errors import SuiteError
 from lightning_suite.resofilter.features import make_features
@@ -77,6 +77,28 @@ def test_the_fingerprint_is_of_what_the_hooks_make_of_the_data() -> None:
     plain, doubled = (open_data(data, Module()).fingerprint() for data in (Data(), Doubling()))
     assert plain["samples"] == doubled["samples"] == 2
     assert plain["sha256"] != doubled["sha256"]
+
+
+def test_only_who_prepares_the_data_downloads() -> None:
+    class Downloading(Data):
+        prepared = 0
+
+        def prepare_data(self) -> None:
+            self.prepared += 1
+
+    data = Downloading()
+    prepare_data(data, Module())
+    assert norms(Module(), data) == pytest.approx([3, 5])  # as another process would
+    assert data.prepared == 1
+
+
+def test_a_data_set_of_whole_batches_is_refused() -> None:
+    class Batched(Data):
+        def train_dataloader(self) -> Any:
+            return DataLoader(TensorDataset(X[None]), batch_size=None)
+
+    with pytest.raises(SuiteError, match="Batched has batch_size=None: its data set gives whole"):
+        open_data(Batched(), Module())
 
 
 def test_a_hook_that_draws_random_numbers_is_refused() -> None:

@@ -23,6 +23,7 @@ from lightning_suite.cli.scoring import (
     Progress,
     open_data,
     open_probe,
+    prepare_data,
     score_batches,
     scored_network,
 )
@@ -135,6 +136,9 @@ def run(
         datamodule.read()  # a mistake in the data is said before a large model is loaded
     _seed(seed_everything)  # whatever the data drew
     module, checkpoint = _build_module(model, fabric, ckpt_path)
+    with _together(fabric):
+        if fabric.local_rank == 0:
+            prepare_data(datamodule, module)
     samples = open_data(datamodule, module)
     network = scored_network(module)
     targets = find_targets(network, modules, layers, biases=biases, include_frozen=include_frozen)
