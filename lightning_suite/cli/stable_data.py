@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_suite.cli.scoring import ScoringData
+from lightning_suite.cli.scoring_data import ScoringData
 from lightning_suite.errors import SuiteError
 
 _READS = 6  # of each sample: what changes every second time is missed once in 30,000

@@ -10,7 +10,8 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_suite.cli.scoring import open_data, open_probe, prepare_data
+from lightning_suite.cli.scoring import open_probe
+from lightning_suite.cli.scoring_data import open_data, prepare_data
 from lightning_suite.cli.stable_data import RandomDataError, refuse_random_data
 from lightning_suite.errors import SuiteError
 from lightning_suite.resofilter.features import make_features

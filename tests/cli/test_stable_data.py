@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lightning_suite.cli.main import main
-from lightning_suite.cli.scoring import ScoringData
+from lightning_suite.cli.scoring_data import ScoringData
 from lightning_suite.cli.stable_data import RandomDataError, refuse_random_data, same
 from lightning_suite.resofilter.store import shard_files
 

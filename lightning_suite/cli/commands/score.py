@@ -21,9 +21,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, seed_everyth
 from lightning_suite.cli.scored_source import write_source
 from lightning_suite.cli.scoring import (
     Progress,
-    open_data,
     open_probe,
-    prepare_data,
     score_batches,
     scored_network,
 )
@@ -31,6 +29,7 @@ from lightning_suite.cli.scoring_checkpoint import (
     load_weights,
     with_optimizer_state,
 )
+from lightning_suite.cli.scoring_data import ScoringData, open_data, prepare_data
 from lightning_suite.cli.shaping import build
 from lightning_suite.cli.stable_data import refuse_random_data
 from lightning_suite.datamodules.instruction import InstructionDataModule
@@ -136,10 +135,7 @@ def run(
         datamodule.read()  # a mistake in the data is said before a large model is loaded
     _seed(seed_everything)  # whatever the data drew
     module, checkpoint = _build_module(model, fabric, ckpt_path)
-    with _together(fabric):
-        if fabric.local_rank == 0:
-            prepare_data(datamodule, module)
-    samples = open_data(datamodule, module)
+    samples = _open_data(datamodule, module, fabric)
     network = scored_network(module)
     targets = find_targets(network, modules, layers, biases=biases, include_frozen=include_frozen)
     chosen = make_features(with_optimizer_state(features, module, checkpoint, targets.found))
@@ -234,6 +230,13 @@ def _build_module(
     module.fabric = fabric
     module.configure_model()
     return module, None if ckpt_path is None else load_weights(module, ckpt_path)
+
+
+def _open_data(data: LightningDataModule, module: LightningModule, fabric: Fabric) -> ScoringData:
+    with _together(fabric):
+        if fabric.local_rank == 0:
+            prepare_data(data, module)
+    return open_data(data, module)
 
 
 def _launch(accelerator: str, devices: int | str, num_nodes: int) -> Fabric:
