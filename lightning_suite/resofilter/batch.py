@@ -76,7 +76,8 @@ class BatchInFlight:
             inputs = InputRows(x.to(dtype), ranges)
         g = g.to(dtype)
         if self.multipliers is not None:
-            g = g * self.multipliers.to(g)[owners.clamp_min(0), None]
+            self.multipliers = self.multipliers.to(g.device)  # once, and not for each layer
+            g = g * self.multipliers.to(dtype)[owners.clamp_min(0), None]
         return LayerGradients(target.name, inputs, g, target.weight)
 
     def _layout(self, owners: Tensor, g: Tensor) -> tuple[Tensor, Ranges | None]:

@@ -111,7 +111,8 @@ class CausalLMProbe(SampleProbe):
                 n_labels.tolist(), tokens.empty, tokens.truncated, strict=True
             )
         ]
-        features = {n: _only_where(n_labels.cpu() > 0, v.cpu()) for n, v in features.items()}
+        labelled = n_labels.cpu() > 0
+        features = {name: _only_where(labelled, values) for name, values in features.items()}
         more = {"perplexity": losses.double().exp()}
         if self._without_prompt:
             with torch.no_grad():

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_suite.compilation import is_compiled
 from lightning_suite.errors import SuiteError
 from lightning_suite.resofilter.batch import BatchInFlight, Observer, Pair, no_gradients
+from lightning_suite.resofilter.columns import on_cpu
 from lightning_suite.resofilter.features import Feature, compute_features
 from lightning_suite.resofilter.targets import Target
 
@@ -132,7 +133,9 @@ class FeatureRecorder:
         )
 
     def finish(self, *, name_idle: bool = True) -> dict[str, Tensor]:
-        """Return the features of the batch: ``<target>.<feature>`` -> [N] or [N, k], float64.
+        """Return the features of the batch: ``<target>.<feature>`` -> [N] or [N, k].
+
+        They are float64, and on the CPU.
 
         A layer that took no part in the loss has the features of a gradient that is 0, like a
         sample that does not reach a layer.
@@ -148,7 +151,7 @@ class FeatureRecorder:
         idle = [t for t in self.targets if f"{t.name}.{self.features[0].name}" not in values]
         for target in idle:
             found = compute_features(no_gradients(target, batch.n_samples), self.features)
-            values |= {f"{target.name}.{name}": zero.cpu() for name, zero in found.items()}
+            values |= {f"{target.name}.{name}": zero for name, zero in found.items()}
         if idle and name_idle and not self._looked_for_idle:
             names = ", ".join(target.name for target in idle[:_SHOWN])
             rank_zero_warn(
@@ -157,7 +160,7 @@ class FeatureRecorder:
                 "count as 0 there; leave out layers that are never used."
             )
         self._looked_for_idle |= name_idle
-        return {column: values[column] for column in self.columns}
+        return on_cpu({column: values[column] for column in self.columns})
 
     def cancel(self) -> None:
         """Forget the batch; the hooks do nothing until the next :meth:`start`."""
