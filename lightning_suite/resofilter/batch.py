@@ -44,6 +44,8 @@ class BatchInFlight:
     # gate and up, or q, k and v, read the same input: their rows and inner products are shared
     last: _SharedInputs | None = None
     layout: _Layout | None = None
+    # made once for all layers of one shape, so that they are seen to be the same without a look
+    owners: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
     newest_input: Tensor | None = None
     group_of: dict[nn.Module, int] = field(default_factory=dict)
     group_sizes: list[int] = field(default_factory=list)
@@ -87,9 +89,7 @@ class BatchInFlight:
         looked for (a row of zeros that is kept changes nothing).
         """
         old = self.layout
-        if old is not None and not (
-            old.owners.device == owners.device and torch.equal(old.owners, owners)
-        ):
+        if old is not None and not _equal(old.owners, owners):
             old = None
         if old is not None and old.full:
             return old.used, old.ranges
@@ -109,14 +109,14 @@ class BatchInFlight:
         shape = g.shape[:1] + g.shape[2:] if target.kind == "conv2d" else g.shape[:-1]
         segments = self.segments_of.get(target.module)
         if segments is not None and shape.numel() == segments.numel():
-            return segments.reshape(-1).to(g.device)
+            return self._flat(segments, g.device)
         segments = self.segments
         if segments is not None and (
             shape == (segments.numel(),) or _axes(shape) == _axes(segments.shape)
         ):
-            return segments.reshape(-1).to(g.device)
+            return self._flat(segments, g.device)
         if self.n_samples == 1:  # padding has no gradient
-            return torch.zeros(shape.numel(), dtype=torch.long, device=g.device)
+            return self._in_turn(shape.numel(), g.device)
         # Where a sample is several rows of the batch, N rows are by chance as many: an expert's.
         by_chance = segments is not None and len(shape) == 1
         if not shape or shape[0] != self.n_samples or target.sequence_first or by_chance:
@@ -132,8 +132,21 @@ class BatchInFlight:
                 "be the first axis or another one. Use a batch of another size; or, if they are "
                 "the first axis, say so with batch_first=True."
             )
-        each = shape[1:].numel()
-        return torch.arange(self.n_samples, device=g.device).repeat_interleave(each)
+        return self._in_turn(shape[1:].numel(), g.device)
+
+    def _flat(self, segments: Tensor, device: torch.device) -> Tensor:
+        key = (id(segments), device)
+        if key not in self.owners:
+            self.owners[key] = segments.reshape(-1).to(device)
+        return self.owners[key]
+
+    def _in_turn(self, each: int, device: torch.device) -> Tensor:
+        """Return the samples of rows that are as many, and together, for each."""
+        key = (-each, device)  # no id
+        if key not in self.owners:
+            samples = torch.arange(self.n_samples, device=device)
+            self.owners[key] = samples.repeat_interleave(each)
+        return self.owners[key]
 
     def _refusal(self, target: Target, shape: torch.Size) -> str:
         advice = "Leave this layer out of the watched modules."
@@ -232,6 +245,12 @@ def _nonzero_rows(rows: Tensor, owned: Tensor) -> Tensor:
     rest = (owned & ~found).nonzero().squeeze(1)
     found[rest] = rows[rest].abs().amax(1) != 0
     return found
+
+
+def _equal(owners: Tensor, others: Tensor) -> bool:
+    if owners is others:  # to compare values would wait for the device
+        return True
+    return owners.device == others.device and torch.equal(owners, others)
 
 
 def _axes(shape: torch.Size) -> list[int]:

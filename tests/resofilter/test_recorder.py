@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from lightning_suite.errors import SuiteError
@@ -225,6 +227,25 @@ def test_features_do_not_disturb_training() -> None:
         recorder.finish()
     for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
+
+
+def test_the_rows_samples_are_not_compared_layer_by_layer() -> None:
+    class Compared(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            self.count += func is torch.ops.aten.equal.default
+            return func(*args, **(kwargs or {}))
+
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(6)])
+    x = torch.randn(3, 5, 4)
+    with FeatureRecorder(find_targets(model).found, make_features(["grad_norm"])) as recorder:
+        for segments in (None, torch.arange(3)[:, None].expand(3, 5)):
+            recorder.start(3, segments)
+            with Compared() as compared:  # each one waits for the device
+                model(x).square().sum().backward()
+            recorder.finish()
+            assert compared.count == 2, "of the layer that is seen first alone"
 
 
 def test_segments_split_rows_that_hold_several_samples() -> None:
