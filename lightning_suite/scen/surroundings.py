@@ -17,8 +17,10 @@ import torch
 @contextmanager
 def own_precision() -> Iterator[None]:
     """Compute in the precision that tensors have, whatever autocast surrounds the block."""
-    accelerator = torch.accelerator.current_accelerator()
-    kinds = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
+    kinds = {"cpu"}
+    # asked first: torch 2.6 raises where there is none
+    if torch.accelerator.is_available() and (found := torch.accelerator.current_accelerator()):
+        kinds.add(found.type)
     with ExitStack() as stack:
         for kind in kinds:
             if torch.is_autocast_enabled(kind):
