@@ -24,6 +24,7 @@ from lightning_suite.resofilter.probe import Rows, SampleProbe
 from lightning_suite.resofilter.store import ScoreStore
 from lightning_suite.resofilter.targets import Target
 
+_GIVE_LOSSES = "Give the module a method sample_losses(batch) -> [N]."
 _SECONDS_PER_SHARD = 60  # a kill costs at most so much work
 
 
@@ -48,14 +49,27 @@ class ModuleProbe(SampleProbe):
         return self.score(ids, lambda: losses(batch))
 
     def _training_step(self, batch: Any) -> Tensor:
+        kind = type(self.model).__name__
         step: Any = self.model.training_step
+        if not getattr(self.model, "automatic_optimization", True):
+            raise SuiteError(
+                f"{kind} optimizes by hand in its training_step, and score changes no weights. "
+                f"{_GIVE_LOSSES}"
+            )
         numbered = is_param_in_hook_signature(step, "batch_idx", min_args=2)  # as a Trainer asks
-        out = step(batch, 0) if numbered else step(batch)
+        try:
+            out = step(batch, 0) if numbered else step(batch)
+        except AttributeError as err:
+            if "self.trainer." not in str(err):
+                raise
+            raise SuiteError(
+                f"{kind}.training_step asks its trainer ({err}), and score has none. {_GIVE_LOSSES}"
+            ) from err
         loss = out["loss"] if isinstance(out, Mapping) else out
         if not isinstance(loss, Tensor):
             raise SuiteError(
-                f"{type(self.model).__name__}.training_step returned {type(loss).__name__}; score "
-                "needs the loss. Or give the module a method sample_losses(batch) -> [N]."
+                f"{kind}.training_step returned {type(loss).__name__}; score needs the loss. "
+                f"{_GIVE_LOSSES}"
             )
         return loss.reshape(1)
 

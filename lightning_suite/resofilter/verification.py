@@ -78,14 +78,15 @@ class GradientCheck:
     def attach(self) -> None:
         """Read the gradients of parameters as autograd makes them, before anything adds to them.
 
-        What does not belong to this process alone, or has hooks of the user's that may change it,
-        is not compared.
+        What does not belong to this process alone, has 16 bits, or has hooks of the user's that may
+        change it, is not compared.
         """
         for parameter, targets in self._of_parameter.items():
             if (
                 isinstance(parameter, DTensor)
                 or not (parameter.requires_grad and parameter.is_leaf)
                 or parameter._backward_hooks
+                or parameter.dtype.itemsize < 4
             ):
                 self._excluded |= {target.name for target in targets}
                 continue

@@ -417,6 +417,18 @@ def test_bfloat16_autocast_is_near_and_refused_where_it_must_be(tmp_path: Path) 
         )
 
 
+def test_weights_of_bfloat16_are_recorded_and_not_compared(tmp_path: Path) -> None:
+    full, half = (
+        record(tmp_path / p, ForeignModule(), Batches(1), precision=p)
+        for p in ("32-true", "bf16-true")
+    )
+    assert len(half["sample_id"]) == 8
+    for name in full:
+        if name.endswith("grad_norm"):
+            one, other = (sorted(found[name]) for found in (full, half))
+            np.testing.assert_allclose(one, other, rtol=0.1)
+
+
 def test_the_scale_of_fp16_is_taken_out(tmp_path: Path) -> None:
     """A scaler on the CPU in place of a GPU: what it does to the loss is the same."""
 

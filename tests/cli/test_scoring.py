@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -50,6 +51,30 @@ class Tripling(Module):
 class Unnumbered(Module):
     def training_step(self, batch: Any) -> Tensor:  # type: ignore[override]
         return self.layer(batch[0]).sum(1).mean()
+
+
+class Asking(Module):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.layer(batch[0]).mean() / self.trainer.max_epochs
+
+
+class ByHand(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Asking(), "Asking.training_step asks its trainer .*self.trainer.max_epochs"),
+        (ByHand(), "ByHand optimizes by hand in its training_step"),
+    ],
+)
+def test_a_step_that_cannot_be_taken_alone_is_named(module: Any, reason: str) -> None:
+    module.fabric = Fabric(accelerator="cpu", devices=1)  # as the command does
+    with pytest.raises(SuiteError, match=f"{reason}.* Give the module a method sample_losses"):
+        norms(module, Data())
 
 
 def norms(module: LightningModule, data: LightningDataModule) -> list[float]:
