@@ -103,7 +103,7 @@ fuzz: $(STAMP)dev  ## Read tens of thousands of damaged files (an hour; docs/rel
 	@HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest tests/fuzz
 
 kill-check: $(STAMP)dev  ## Kill the long-running commands 126 times and compare (docs/reliability.md).
-	@$(BIN)/python scripts/kill_harness.py --kills 126 --jobs 2 --out benchmarks/results/kill_harness.json
+	@$(BIN)/python scripts/kill_harness.py --kills 147 --jobs 2 --out benchmarks/results/kill_harness.json
 
 lint: $(STAMP)dev  ## Ruff (rules and format) and mypy --strict.
 	@echo "==> ruff and mypy"

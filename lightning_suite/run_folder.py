@@ -6,6 +6,7 @@
   artifacts/index.json   what there is, with titles and captions
   artifacts/<name>.csv   tables
   artifacts/<name>.svg   figures, and the same as <name>.png
+  gradient_features/     what GradientFeatureCallback records, where it is given no other folder
   report.html            the page that `lightning-suite report <run>` makes of all this
 ```
 """
@@ -45,6 +46,8 @@ _PACKAGES = (
     "peft",
     "datasets",
 )
+# Where a run keeps files that appear by a rename, seen from the folder of all runs.
+_WRITTEN = ("*", "*/artifacts", "*/gradient_features", "*/gradient_features/shards")
 # The same figure must give the same bytes: a fixed salt for the ids, glyphs as paths (no fonts of
 # the reader's machine), and no date.
 _SVG_RC = {"svg.hashsalt": "lightning-suite", "svg.fonttype": "path"}
@@ -236,7 +239,7 @@ class RunFolder:
 
     def _tidy(self) -> None:
         """Remove what killed runs have left half written in the folders beside this one."""
-        for pattern in ("*", "*/artifacts"):
+        for pattern in _WRITTEN:
             for folder in self.path.parent.glob(pattern):
                 if folder.is_dir():
                     remove_abandoned(folder)

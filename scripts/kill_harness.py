@@ -116,6 +116,13 @@ def cases() -> list[Case]:
             "the same command with --ckpt_path of the newest checkpoint",
         ),
         Case(
+            "recording callbacks: fit",
+            _prepare_recording,
+            _fit("net.yaml"),
+            lambda here: tensors(newest(here)) | recorded(here),
+            "the same command with --ckpt_path of the newest checkpoint",
+        ),
+        Case(
             "ResoFilter: score",
             _prepare_scoring,
             lambda inputs, here: [
@@ -187,7 +194,24 @@ def _saves_every(steps: int) -> dict[str, Any]:
 
 
 def _prepare_net(folder: Path) -> None:
-    config = {
+    (folder / "net.yaml").write_text(yaml.safe_dump(_net()))
+
+
+def _prepare_recording(folder: Path) -> None:
+    config = _net()
+    config["trainer"]["callbacks"][1:1] = [
+        {"class_path": "GradientFeatureCallback"},
+        {"class_path": "FeatureDynamicsMonitor", "init_args": {"every_n_steps": 2}},
+    ]
+    config["model"]["init_args"]["lr_scheduler"] = {
+        "class_path": "torch.optim.lr_scheduler.OneCycleLR",
+        "init_args": {"max_lr": 0.01, "total_steps": 20},
+    }
+    (folder / "net.yaml").write_text(yaml.safe_dump(config))
+
+
+def _net() -> dict[str, Any]:
+    return {
         "seed_everything": 0,
         "trainer": {
             **TRAINER,
@@ -219,7 +243,6 @@ def _prepare_net(folder: Path) -> None:
             "init_args": {"source": "digits", "batch_size": 256},
         },
     }
-    (folder / "net.yaml").write_text(yaml.safe_dump(config))
 
 
 def _prepare_scoring(folder: Path) -> None:
@@ -283,10 +306,34 @@ def hashes(folder: Path, *patterns: str) -> dict[str, str]:
 
 
 def tensors(checkpoint: Path) -> dict[str, Any]:
-    """Return the leaves of weights and optimizer of a checkpoint by their path."""
+    """Return the leaves of weights, optimizer and schedule of a checkpoint by their path."""
     content = torch.load(checkpoint, weights_only=True)
-    kept = {key: content[key] for key in ("state_dict", "optimizer_states", "global_step")}
+    names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
+    kept = {name: content[name] for name in names}
     return dict(_leaves(kept))
+
+
+def recorded(here: Path) -> dict[str, Any]:
+    """Return what callbacks have written in the newest run that trained, by column.
+
+    Where a kill came after the last checkpoint, the run that goes on has nothing to train.
+    """
+    versions = sorted(
+        (here / "lightning_logs").glob("version_*"),
+        key=lambda path: int(path.name.partition("_")[2]),
+    )
+    shards = [sorted(version.glob("gradient_features/**/*.parquet")) for version in versions]
+    curves = [path for v in versions if (path := v / "artifacts/feature_dynamics.csv").exists()]
+    rows = importlib.import_module("pyarrow.parquet").read_table(
+        [found for found in shards if found][-1]
+    )
+    rows = rows.sort_by([("batch", "ascending"), ("sample_id", "ascending")])
+    columns = {f"gradient_features/{name}": rows[name].to_pylist() for name in rows.column_names}
+    with curves[-1].open() as file:
+        measured = list(csv.DictReader(file))
+    for name in measured[0]:
+        columns[f"feature_dynamics/{name}"] = [row[name] for row in measured]
+    return columns
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
