@@ -129,6 +129,7 @@ class GradientFeatureCallback(Callback):
         self._batches = 0  # trained on so far
         self._layouts: list[str] = []  # targets that are known to have samples first
         self._restored: dict[str, Any] | None = None
+        self._ended = False  # since it was restored
         self._path: Path | None = None
         self._recording: TrainingRecorder | None = None
         self._store: OnlineStore | None = None
@@ -146,6 +147,8 @@ class GradientFeatureCallback(Callback):
         if stage != "fit":
             return
         self._release()
+        if self._ended:  # a fit with nothing left to train never came to use it
+            self._restored = None
         refuse_sharded_parameters(trainer.strategy, "GradientFeatureCallback reads whole layers")
         if self.folder is None and not trainer.loggers:
             raise SuiteError(
@@ -263,6 +266,8 @@ class GradientFeatureCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return of how many batches the rows so far are, where they are, and known layouts."""
+        if self._restored is not None:
+            return self._restored
         folder = "" if self._path is None else str(self._path.resolve())
         return {
             "version": _VERSION,
@@ -278,7 +283,7 @@ class GradientFeatureCallback(Callback):
                 "the checkpoint's GradientFeatureCallback state is of version "
                 f"{state_dict.get('version')}, and this release reads version {_VERSION}."
             )
-        self._restored = state_dict
+        self._restored, self._ended = state_dict, False
 
     def _open(self, path: Path, trainer: Trainer, pl_module: LightningModule) -> OnlineStore:
         assert self._recording is not None
@@ -325,6 +330,7 @@ class GradientFeatureCallback(Callback):
             self._recording.take(step=self._step, batch=self._batches, lr=lr)
 
     def _finish(self) -> None:
+        self._ended = True
         try:
             if self._store is not None:
                 self._store.flush()

@@ -88,6 +88,10 @@ class FeatureRecorder:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> FeatureRecorder:
+        """Return one that watches nothing: a copied model has copied hooks, of which nobody hears."""
+        return FeatureRecorder((), self.features)
+
     def attach(self) -> None:
         """Put the hooks on the model, in front of those that may change a layer's output."""
         if not self._handles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -110,7 +111,11 @@ class TrainingRecorder:
 
 
 def group_of(target: Target, optimizers: Iterable[Optimizer]) -> dict[str, Any]:
-    """Return the parameter group that trains a target; the very first where none does."""
+    """Return the parameter group that trains a target; the very first where none does.
+
+    Without any optimizer it is one with a rate of NaN.
+    """
     weight = getattr(target.module, target.parameter)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    return next((g for g in groups if any(p is weight for p in g["params"])), groups[0])
+    first = groups[0] if groups else {"lr": math.nan}
+    return next((g for g in groups if any(p is weight for p in g["params"])), first)

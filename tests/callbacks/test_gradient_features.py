@@ -331,6 +331,21 @@ def test_a_resumed_run_has_each_row_once(
         assert list(read(tmp_path / "rows")["batch"]) == list(before["batch"])
 
 
+@pytest.mark.filterwarnings("ignore:`weights_only` was not set")
+def test_a_run_that_was_complete_is_not_continued_by_the_next_fit(tmp_path: Path) -> None:
+    first = GradientFeatureCallback(folder=str(tmp_path / "rows"))
+    trainer = quiet_trainer([first], max_epochs=1)
+    trainer.fit(ForeignModule(), Batches(3))
+    trainer.save_checkpoint(tmp_path / "done.ckpt")
+    again = GradientFeatureCallback(folder=str(tmp_path / "rows"))
+    trainer = quiet_trainer([again], max_epochs=1)
+    trainer.fit(ForeignModule(), Batches(3), ckpt_path=str(tmp_path / "done.ckpt"))  # nothing left
+    assert again.state_dict() == first.state_dict()
+    again.folder = str(tmp_path / "new")
+    quiet_trainer([again], max_epochs=1).fit(ForeignModule(), Batches(2))
+    assert sorted(set(read(tmp_path / "new")["batch"])) == [0, 1]
+
+
 def test_another_run_s_rows_are_not_overwritten(tmp_path: Path) -> None:
     one_run(tmp_path / "rows")
     before = {path: path.read_bytes() for path in shard_files(tmp_path / "rows")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -227,6 +228,20 @@ def test_features_do_not_disturb_training() -> None:
         recorder.finish()
     for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
+
+
+def test_a_copy_of_the_model_made_meanwhile_is_not_watched() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    x = torch.randn(4, 3)
+    with FeatureRecorder(find_targets(model).found, make_features(["grad_norm"])) as recorder:
+        recorder.start(4)
+        loss = model(x).sum()
+        copy = deepcopy(model)
+        (7 * copy(x)).sum().backward()
+        loss.backward()
+        found = recorder.finish()
+    torch.testing.assert_close(found["1.grad_norm"], model[0](x).norm(dim=1).double())
+    assert torch.equal(copy(x), model(x))
 
 
 def test_the_rows_samples_are_not_compared_layer_by_layer() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -131,3 +133,4 @@ def test_the_rate_is_that_of_the_group_that_trains_the_target() -> None:
     assert rates == [0.1, 0.2, 0.3]
     stranger = find_targets(nn.Linear(2, 2)).found[0]
     assert group_of(stranger, optimizers)["lr"] == 0.1
+    assert math.isnan(group_of(stranger, [])["lr"])  # Lightning trains without one, too
