@@ -89,7 +89,7 @@ class FeatureRecorder:
         self.detach()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureRecorder:
-        """Return one that watches nothing: a copied model has copied hooks, of which nobody hears."""
+        """Return one that watches nothing, as nobody asks the hooks of a copied model."""
         return FeatureRecorder((), self.features)
 
     def attach(self) -> None:
