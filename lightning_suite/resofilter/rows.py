@@ -151,9 +151,10 @@ class LayerGradients:
             own = products.diagonal(dim1=1, dim2=2).sum(1)
         if found.dtype != torch.float64:
             samples = self.samples()
-            for n in (found < _CANCELLED * own).nonzero().flatten().tolist():
-                x, g = (rows.double() for rows in samples[n])
-                found[n] = ((x @ x.mT) * (g @ g.mT)).sum()
+            for n, cancelled in enumerate((found < _CANCELLED * own).tolist()):
+                if cancelled:
+                    x, g = (rows.double() for rows in samples[n])
+                    found[n] = ((x @ x.mT) * (g @ g.mT)).sum()
         return found.clamp_min(0)
 
     @cached_property

@@ -87,6 +87,16 @@ def test_every_feature_is_that_of_the_gradient(way: str, name: str) -> None:
         torch.testing.assert_close(feature.of_rows(again).double(), expected, rtol=1e-9, atol=1e-15)
 
 
+def test_samples_that_all_reach_no_layer_have_features_of_0(way: str) -> None:
+    x, g, W = rows(1.0)
+    layer = LayerGradients("layer", InputRows(x[:0], ((0, 0),) * 3), g[:0], W)
+    found = compute_features(layer, make_features([*TRUTH, "sketch"]))
+    for name, truth in TRUTH.items():
+        expected = truth(W, torch.zeros_like(W)).expand(3)
+        torch.testing.assert_close(found[name], expected, rtol=1e-9, atol=1e-15)
+    assert not found["sketch"].any()
+
+
 def test_the_next_step_of_an_optimizer_is_that_of_the_gradient(way: str) -> None:
     x, g, W = rows(1.0)
     parameter = W.clone().requires_grad_()
