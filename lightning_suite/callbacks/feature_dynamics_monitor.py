@@ -129,7 +129,7 @@ class FeatureDynamicsMonitor(Callback):
             "FeatureDynamicsMonitor compares whole matrices",
             "Use DDP or one device, or leave the monitor out.",
         )
-        self._record, self._restored = DynamicsRecord(), None
+        self._record, self._restored = DynamicsRecord(self._record.rows), None
         self._failed = False
         try:
             self._prepare(trainer, pl_module)

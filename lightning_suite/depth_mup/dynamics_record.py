@@ -19,14 +19,17 @@ _WHOLE = ("step", "block")  # columns that are counted, not measured
 class DynamicsRecord:
     """The curves of all measured steps, and the reference; both outlive a kill in a checkpoint.
 
+    Args:
+        rows: Of an earlier fit that this one may go on from.
+
     Attributes:
         rows: One for each block of each measured step.
         reference: The weights at the start by clean full name; none before :meth:`start`.
         reference_step: Optimizer steps before them.
     """
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
+    def __init__(self, rows: Iterable[dict[str, float]] = ()) -> None:
+        self.rows = list(rows)
         self.reference: Mapping[str, Tensor] = {}
         self.reference_step = 0
 
@@ -38,7 +41,7 @@ class DynamicsRecord:
         built: Mapping[str, Tensor] | None = None,
         device: str | None = None,
     ) -> str:
-        """Take the reference, and, of a training that is resumed, the rows so far.
+        """Take the reference, and keep the rows of the steps before: of a resume those it saved.
 
         Args:
             probe: Of the model, whose weights are those of ``step`` by now.
@@ -52,8 +55,10 @@ class DynamicsRecord:
         """
         if saved is not None and not saved["fingerprint"]:  # saved before its training began
             saved = None
-        if saved is not None and (table := saved.get("table")):  # earlier releases have none
-            self.rows = [row for row in table_rows(table) if row["step"] < step]
+        if saved is not None:
+            table = saved.get("table")  # earlier releases have none
+            self.rows = table_rows(table) if table else []
+        self.rows = [row for row in self.rows if row["step"] < step]
         if saved is not None:
             start: Mapping[str, Tensor] = saved.get("reference") or built or {}
             if fingerprint(start) == saved["fingerprint"]:
@@ -93,7 +98,7 @@ class DynamicsRecord:
             return
         since = f"step {self.reference_step}"
         if any(row["step"] < self.reference_step for row in self.rows):
-            since += " (rows before it: since the start of the training that was resumed)"
+            since += " (rows before it: since the start of the fit that this one goes on from)"
         folder.add_table(
             "feature_dynamics",
             self.rows,

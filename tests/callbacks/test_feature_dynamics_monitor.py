@@ -188,6 +188,16 @@ def test_hooks_are_gone_after_fit_and_after_an_exception(tmp_path: Path) -> None
     assert hooks(failing) == 0
 
 
+def test_a_fit_that_goes_on_in_the_same_trainer_keeps_the_rows_so_far(tmp_path: Path) -> None:
+    monitor = FeatureDynamicsMonitor(1, patterns=PATTERNS)
+    trainer = quiet_trainer([monitor], max_epochs=1, default_root_dir=tmp_path)
+    module = ForeignModule()
+    trainer.fit(module, Batches())
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, Batches())
+    assert steps(tmp_path) == list(range(8))
+
+
 def test_a_second_fit_starts_from_its_own_reference(tmp_path: Path) -> None:
     monitor = FeatureDynamicsMonitor(every_n_steps=2)
     model, _ = fit(tmp_path, monitor, max_steps=3)

@@ -56,6 +56,13 @@ def test_steps_that_are_made_again_are_measured_again() -> None:
     assert resumed.rows == ROWS[:1]
 
 
+def test_a_fit_that_goes_on_keeps_the_rows_before_it_and_a_new_one_begins_without() -> None:
+    goes_on, new = DynamicsRecord(ROWS), DynamicsRecord(ROWS)
+    goes_on.start(probe(1), 5)
+    new.start(probe(1), 0)
+    assert (goes_on.rows, new.rows) == (ROWS, [])
+
+
 @pytest.mark.parametrize("saved", [True, False])
 def test_the_reference_is_the_one_saved_or_the_model_as_it_was_built(saved: bool) -> None:
     first, resumed = begun(), DynamicsRecord()
@@ -75,7 +82,7 @@ def test_where_the_start_is_lost_the_rows_stay_and_the_table_says_so(tmp_path: P
     with (tmp_path / "artifacts" / "feature_dynamics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["0", "4"]
     (table,) = RunFolder(tmp_path).index()
-    assert "since step 5 (rows before it: since the start of the training" in table.caption
+    assert "since step 5 (rows before it: since the start of the fit" in table.caption
 
 
 def test_a_state_from_before_training_holds_no_start() -> None:
