@@ -74,7 +74,8 @@ class GradientFeatureCallback(Callback):
     first backward pass of each batch is recorded), any logger or none. *Refuses* sharded
     parameters (FSDP, DeepSpeed, tensor parallel), ``torch.compile``, batch normalisation in
     training mode, layers that take the sequence first (``batch_first=False``), several samples
-    packed into one row, 16-bit weights or autocast for features that count small entries.
+    packed into one row, steps that differentiate before their loss (a gradient penalty), 16-bit
+    weights or autocast for features that count small entries.
 
     In the first batch each layer's rows, summed over all samples, are compared with the gradient
     that autograd gives its weight, where that is of 32 bits and no hook changes it; in Python,

@@ -209,9 +209,12 @@ class FeatureRecorder:
                     column = f"{target.name}.{name}"
                     if column in batch.values:  # reentrant checkpointing hides calls to come
                         raise SuiteError(
-                            f"{target.name} is called more than once inside reentrant activation "
-                            "checkpointing, where its gradients cannot be put together. Use "
-                            "use_reentrant=False."
+                            f"{target.name}: its gradients come in twice, and cannot be put "
+                            "together. Either it is called more than once inside reentrant "
+                            "activation checkpointing (use use_reentrant=False), or the step "
+                            "differentiates through it before its loss is (torch.autograd.grad, as "
+                            "for a gradient penalty or an adversarial input): leave it out of the "
+                            "watched modules."
                         )
                     batch.values[column] = values
 

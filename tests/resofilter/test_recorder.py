@@ -459,6 +459,16 @@ def test_a_layer_called_twice_inside_reentrant_checkpointing_is_refused() -> Non
             loss.backward()
 
 
+def test_a_step_that_differentiates_before_its_loss_is_refused() -> None:
+    model, x = nn.Linear(3, 1), torch.randn(4, 3, requires_grad=True)
+    with FeatureRecorder(find_targets(model).found, make_features(["grad_norm"])) as recorder:
+        recorder.start(4)
+        (g,) = torch.autograd.grad(model(x).sum(), x)
+        model(x + g).sum().backward()
+        with pytest.raises(SuiteError, match="the step differentiates through it before its loss"):
+            recorder.finish()
+
+
 def test_a_mixing_layer_is_named() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     with pytest.raises(SuiteError, match="1: batch normalisation in training mode"):
