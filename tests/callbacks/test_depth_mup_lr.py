@@ -629,7 +629,8 @@ def test_gradient_accumulation_and_clipping_change_nothing_about_the_factors() -
         trainer.fit(module, Batches())
         assert trainer.global_step == 4
         trained.append(weights(module))
-    assert same(*trained)
+    # not to the bit: torch 2.6 adds up the norm that is clipped in the order of the groups
+    torch.testing.assert_close(*trained, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("apply", ["groups", "step"])

@@ -104,7 +104,9 @@ def test_vectors_that_are_no_biases_keep_the_value_they_were_built_with(case: st
     assert vectors
     before = {name: p.detach().clone() for name, p in vectors.items()}
     matrix = next(
-        p for n, p in model.named_parameters() if n.endswith("proj.weight") or ".fc1" in n
+        p
+        for n, p in model.named_parameters()
+        if n.endswith(("proj.weight", "query.weight")) or ".fc1" in n
     )
     drawn_before = matrix.detach().clone()
     reinitialize(model, assign_roles(model), Parametrization("nfd", 2, 2))
