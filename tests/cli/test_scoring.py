@@ -72,7 +72,8 @@ class ByHand(Module):
     ],
 )
 def test_a_step_that_cannot_be_taken_alone_is_named(module: Any, reason: str) -> None:
-    module.fabric = Fabric(accelerator="cpu", devices=1)  # as the command does
+    fabric = Fabric(accelerator="cpu", devices=1)
+    module.fabric = fabric  # as the command does; the module holds it weakly
     with pytest.raises(SuiteError, match=f"{reason}.* Give the module a method sample_losses"):
         norms(module, Data())
 
