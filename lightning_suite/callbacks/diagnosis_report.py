@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_suite.errors import SuiteError, check_choice
-from lightning_suite.lmcd.cautions import chances_caution
+from lightning_suite.lmcd.cautions import ANSWERS, chances_caution
 from lightning_suite.lmcd.diagnosis import Diagnosis
 from lightning_suite.lmcd.layout import Prefixes
 from lightning_suite.lmcd.pairs import PairReadings, find_diagnosis_model, read_pairs
@@ -35,8 +35,8 @@ class DiagnosisReportCallback(Callback):
     (student by KC), ``lmcd_items.csv`` (parameters of the exercises), ``lmcd_next.csv`` (what to
     ask each student next, by Fisher information), ``predictions.parquet`` (every student with
     every exercise) and ``mastery.parquet`` (as the CSV, unrounded). ``lightning-suite report``
-    draws them. A warning says where the AUC is below the floor, and where all chances lie on one
-    side of ``threshold``.
+    draws them. A warning says where the AUC is below the floor, and where all mean chances
+    (students by KC; in ``test``, single answers) lie on one side of ``threshold``.
 
     Args:
         folder: Run folder to write to; None takes the logger's.
@@ -151,26 +151,28 @@ class DiagnosisReportCallback(Callback):
         self._log_bounds(trainer, pl_module, "test")
         self._gather(trainer)
         if folder := self._run_folder(trainer):
-            table = self._pairs["logit"]
-            _warn(write_scores(folder, _data(trainer), table, resamples=self.resamples))
+            table, trained = self._pairs["logit"], _trained(pl_module)
+            _warn(self._write_scores(folder, trainer, trained))
             asked = table[table.isfinite()].sigmoid()  # no skills here: chances of single answers
             if len(asked) > 1:
                 low, high = asked.aminmax()
-                _warn(chances_caution(float(low), float(high), self.threshold))
+                chances = float(low), float(high), self.threshold
+                _warn(chances_caution(*chances, of=ANSWERS, trained=trained))
         self._release()
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write everything."""
         self._gather(trainer)
         if folder := self._run_folder(trainer):
-            table = self._pairs["logit"]
-            cautions = write_scores(folder, _data(trainer), table, resamples=self.resamples)
+            trained = _trained(pl_module)
+            cautions = self._write_scores(folder, trainer, trained)
             path, more = write_diagnosis(
                 folder,
                 self._diagnosis(trainer, pl_module),
                 threshold=self.threshold,
                 next_items=self.next_items,
                 predictions=self.predictions,
+                trained=trained,
             )
             if path is not None:
                 rank_zero_info(f"DiagnosisReportCallback: {path}")
@@ -244,6 +246,10 @@ class DiagnosisReportCallback(Callback):
             return None
         return RunFolder(self.folder or str(log_dir))
 
+    def _write_scores(self, folder: RunFolder, trainer: Trainer, trained: bool) -> list[str]:
+        logits, data = self._pairs["logit"], _data(trainer)
+        return write_scores(folder, data, logits, resamples=self.resamples, trained=trained)
+
     def _log_bounds(self, trainer: Trainer, pl_module: LightningModule, part: str) -> None:
         for name, auc in bound_aucs(_data(trainer), part).items():
             pl_module.log(f"lmcd/{part}_{name}_auc", auc.to(pl_module.device), sync_dist=True)
@@ -286,6 +292,11 @@ def _unknown(shape: tuple[int, ...]) -> Tensor:
 
 def _data(trainer: Trainer) -> Any:
     return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def _trained(module: LightningModule) -> bool:
+    """Whether the module has seen training; one that does not know is taken to have."""
+    return bool(getattr(module, "trained_on", True))
 
 
 def _warn(cautions: Iterable[str]) -> None:

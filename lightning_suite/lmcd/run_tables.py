@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write, write_csv
 from lightning_suite.lmcd.baselines import Answers
-from lightning_suite.lmcd.cautions import chances_caution, floor_caution, oracle_caution
+from lightning_suite.lmcd.cautions import MEANS, chances_caution, floor_caution, oracle_caution
 from lightning_suite.lmcd.diagnosis import Diagnosis, item_rows, next_rows, prediction_chunks
 from lightning_suite.lmcd.mastery import KCMastery, mastery_by_kc, mastery_rows
 from lightning_suite.lmcd.metrics import weighted_auc
@@ -78,7 +78,9 @@ def _bounded(data: Any, model: Tensor, asked: Answers) -> dict[str, Tensor]:
     return bounded_logits(model, gather_answers(data, "train", "support"), asked, *shape)
 
 
-def write_scores(folder: RunFolder, data: Any, logits: Tensor, *, resamples: int) -> list[str]:
+def write_scores(
+    folder: RunFolder, data: Any, logits: Tensor, *, resamples: int, trained: bool = True
+) -> list[str]:
     """Write scores, calibration and ROC of the test's answers.
 
     Args:
@@ -87,6 +89,7 @@ def write_scores(folder: RunFolder, data: Any, logits: Tensor, *, resamples: int
         logits: Of right answers, NaN where none was predicted: [S, E]. (Probabilities near 0 and 1
             would have lost their digits.)
         resamples: Of the students, for intervals.
+        trained: Whether the model was; the table keeps it for who advises a reader.
 
     Returns:
         What to warn of.
@@ -101,6 +104,7 @@ def write_scores(folder: RunFolder, data: Any, logits: Tensor, *, resamples: int
     bounded = _bounded(data, predicted, asked)
     setting = {name: data.manifest[name] for name in ("kind", "fold", "folds", "split_seed")}
     setting["train_on_oracle"] = int(data.manifest.get("train_on_oracle", False))
+    setting["trained"] = int(trained)
     rows = [{**row, **setting} for row in score_rows(bounded, asked, resamples=resamples)]
     folder.add_table(
         "lmcd_scores",
@@ -126,7 +130,13 @@ def write_scores(folder: RunFolder, data: Any, logits: Tensor, *, resamples: int
 
 
 def write_diagnosis(
-    folder: RunFolder, diagnosis: Diagnosis, *, threshold: float, next_items: int, predictions: str
+    folder: RunFolder,
+    diagnosis: Diagnosis,
+    *,
+    threshold: float,
+    next_items: int,
+    predictions: str,
+    trained: bool = True,
 ) -> tuple[Path | None, list[str]]:
     """Write mastery, exercises, what to ask next, and every predicted pair.
 
@@ -136,6 +146,7 @@ def write_diagnosis(
         threshold: Predicted accuracy from which on a skill counts as mastered.
         next_items: Exercises to suggest to each student; 0 for none.
         predictions: ``parquet``, ``csv`` or ``none``; mastery is written as Parquet with them.
+        trained: Whether the model was.
 
     Returns:
         The file of the predicted pairs, and what to warn of.
@@ -173,16 +184,17 @@ def write_diagnosis(
     elif predictions == "parquet":
         _write_parquet(path, PREDICTIONS, prediction_chunks(diagnosis))
         _write_parquet(folder.artifacts / "mastery.parquet", MASTERY, _columns(students, mastery))
-    return None if predictions == "none" else path, _one_sided(mastery, threshold)
+    cautions = _one_sided(mastery, threshold, trained)
+    return None if predictions == "none" else path, cautions
 
 
-def _one_sided(mastery: Iterable[KCMastery], threshold: float) -> list[str]:
+def _one_sided(mastery: Iterable[KCMastery], threshold: float, trained: bool) -> list[str]:
     chances = torch.cat([torch.zeros(0), *(kc.predicted for kc in mastery)])
     chances = chances[chances.isfinite()]
     if len(chances) < 2:
         return []
     low, high = chances.aminmax()
-    return chances_caution(float(low), float(high), threshold)
+    return chances_caution(float(low), float(high), threshold, of=MEANS, trained=trained)
 
 
 def _rows(chunks: Iterable[Mapping[str, list[Any]]]) -> Iterator[dict[str, Any]]:

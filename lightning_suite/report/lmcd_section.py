@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from lightning_suite.errors import SuiteError
-from lightning_suite.lmcd.cautions import floor_caution, mastery_caution, oracle_caution
+from lightning_suite.lmcd.cautions import floor_caution, mastery_caution, oracle_caution, trained
 from lightning_suite.report.layout import notice, prose
 from lightning_suite.report.lmcd_figures import draw_diagnosis
 from lightning_suite.report.lmcd_folds import SCORES
@@ -53,7 +53,7 @@ def _cautions(tables: Mapping[str, Path]) -> list[str]:
     scores = read_rows(tables, "lmcd_scores", SCORES)
     cautions = oracle_caution(scores) + floor_caution(scores)
     if mastery and "mastered" in mastery[0]:
-        cautions += mastery_caution(mastery)
+        cautions += mastery_caution(mastery, trained=trained(scores))
     return [notice(caution) for caution in cautions]
 
 

@@ -192,11 +192,26 @@ def test_a_diagnosis_that_says_nothing_is_warned_of(
             callback = DiagnosisReportCallback(str(folder), threshold, resamples=0)
             getattr(quiet(tmp_path, callback), stage)(module, data)
             assert said in caplog.text
+            assert ("of each student over the exercises of each skill" in caplog.text) == (
+                stage == "predict"
+            )
             aucs = {
                 row["system"]: float(row["auc"])
                 for row in read(folder / "artifacts/lmcd_scores.csv")
             }
             assert ("what each student's own rate" in caplog.text) == (aucs["lmcd"] < aucs["floor"])
+
+
+def test_of_an_untrained_model_the_checkpoint_is_asked_for_and_not_epochs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module, data = tiny_diagnosis(), tiny_class(tmp_path)
+    callback = DiagnosisReportCallback(str(tmp_path / "run"), 0.999, resamples=0)
+    quiet(tmp_path, callback).predict(module, data)
+    said = [record.getMessage() for record in caplog.records if "DiagnosisR" in record.getMessage()]
+    assert "--ckpt_path" in said[-1]
+    assert not any("epochs" in line for line in said)
+    assert read(tmp_path / "run/artifacts/lmcd_scores.csv")[0]["trained"] == "0"
 
 
 def test_only_unanswered_exercises_are_suggested_the_most_telling_first(tmp_path: Path) -> None:

@@ -6,7 +6,13 @@ import math
 
 import pytest
 
-from lightning_suite.lmcd.cautions import floor_caution, mastery_caution
+from lightning_suite.lmcd.cautions import (
+    ANSWERS,
+    MEANS,
+    chances_caution,
+    floor_caution,
+    mastery_caution,
+)
 
 
 def scores(model: float, floor: float) -> list[dict[str, object]]:
@@ -35,6 +41,27 @@ def test_chances_on_one_side_are_said_with_their_range() -> None:
     assert "between 0.25 and 0.31, below what counts" in said
     (said,) = mastery_caution(mastery(0.25, 0.31, threshold=0.2))
     assert "at or above" in said
+
+
+def test_what_is_compared_with_the_threshold_is_named() -> None:
+    """Single predictions may lie on both sides while no mean of a student and skill does."""
+    (on_the_page,) = mastery_caution(mastery(0.449, 0.584, threshold=0.6))
+    (on_the_console,) = chances_caution(0.449, 0.584, 0.6, of=MEANS)
+    for said in (on_the_page, on_the_console):
+        assert "mean predicted chances, of each student over the exercises of each skill" in said
+        assert "all predicted chances" not in said
+    assert "below what counts as mastered (0.6)" in on_the_console
+    (in_a_test,) = chances_caution(0.449, 0.584, 0.6, of=ANSWERS)
+    assert "single answers" in in_a_test
+
+
+def test_an_untrained_model_needs_a_checkpoint_and_not_more_epochs() -> None:
+    (floor,) = floor_caution([{**row, "trained": "0"} for row in scores(0.5, 0.8)])
+    (side,) = mastery_caution(mastery(0.25, 0.31), trained=False)
+    (chances,) = chances_caution(0.25, 0.31, 0.5, of=MEANS, trained=False)
+    for said in (floor, side, chances):
+        assert "--ckpt_path" in said
+        assert "epochs" not in said
 
 
 def test_mastery_that_tells_students_apart_is_not_warned_of() -> None:
