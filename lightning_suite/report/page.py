@@ -44,7 +44,7 @@ def write_report(folder: str | Path) -> Path:
     The folder is one that a command of this package has written, the log folder of a Lightning
     run (``lightning_logs/version_0``), or a folder that holds such logs; then the newest is shown.
     What cannot be read is named on the page and does not keep the rest from being shown. The same
-    folder gives the same page.
+    folder, given in the same words, gives the same page.
 
     Args:
         folder: The run's folder.
@@ -74,10 +74,12 @@ def _header(run: Run) -> str:
     title = escape(run.name).replace("/", "/<wbr>")
     parts = [f'<p class="kicker">{escape(kicker)}</p>', f"<h1>{title}</h1>"]
     if run.versions > 1:
-        inside = f"{shlex.quote(run.name)} --index {shlex.quote(f'{run.name}/index.html')}"
+        # as it was given: the name alone says nothing to a shell that stands elsewhere
+        folder, index = (shlex.quote(str(path)) for path in (run.folder, run.folder / "index.html"))
         parts.append(
             f'<p class="lead">Only {escape(run.logs.name)}, the newest of {run.versions} runs in '
-            f"this folder. All: {prose(f'`lightning-suite report {inside}`')}</p>"
+            "this folder. All, typed where this page was made: "
+            f"{prose(f'`lightning-suite report {folder} --index {index}`')}</p>"
         )
     if record.get("note"):
         parts.append(f'<p class="lead">{prose(str(record["note"]))}</p>')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import sys
 import warnings
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_suite.cli.main import main
 from lightning_suite.errors import SuiteError
 from lightning_suite.report.page import write_report
 from lightning_suite.report.style import figure_style
@@ -206,8 +208,22 @@ def test_a_folder_of_logs_shows_its_newest_version(fit: Path) -> None:
     page = Page(root / "report.html")
     assert "width: 1010" in page.text
     assert 'href="lightning_logs/version_10/metrics.csv"' in page.source
-    assert "Only version_10, the newest of 3 runs in this folder. All: " in page.text
-    assert f"lightning-suite report {root.name} --index {root.name}/index.html" in page.text
+    assert "Only version_10, the newest of 3 runs in this folder. All, typed where " in page.text
+
+
+@pytest.mark.parametrize("given", ["below", "absolute"])
+def test_the_command_for_all_runs_of_a_folder_works_where_the_page_was_made(
+    fit: Path, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(fit, fit.parent / "version_10")
+    root = fit.parent.parent
+    monkeypatch.chdir(root.parent.parent)
+    folder = root.relative_to(Path.cwd()) if given == "below" else root
+    (line,) = re.findall(
+        r"lightning-suite (report .*? --index \S+)", Page(write_report(folder)).text
+    )
+    assert main(shlex.split(line)) == 0
+    assert (root / "index.html").is_file()
 
 
 def test_of_a_single_run_nothing_is_said_of_others(fit: Path) -> None:
