@@ -28,6 +28,16 @@ STICK_OUT = """(() => {
     .filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e.parentElement))
     .map((e) => e.outerHTML.slice(0, 80));
 })()"""
+# Texts of tiles that leave their tile; those of an element are wider than its box says.
+LEAVE_TILE = """(() => {
+  const right = (e) => {
+    const range = document.createRange();
+    range.selectNodeContents(e);
+    return range.getBoundingClientRect().right;
+  };
+  return [...document.querySelectorAll(".tiles .card")]
+    .filter((e) => right(e) > e.getBoundingClientRect().right + 1).map((e) => e.textContent);
+})()"""
 # Figures and tables that are wider than their place, and what they say of it.
 WIDE = """[...document.querySelectorAll(".plot, .scroll")]
   .filter((e) => e.scrollWidth > e.clientWidth + 1)
@@ -109,6 +119,26 @@ def index(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (home / name / "metrics.csv").write_text(f"step,train_loss,val_acc\n{text}")
         (home / name / "hparams.yaml").write_text(f"width: {loss}\n")
     return write_index([home], home / "index.html")
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with the tiles whose small lines are long: those of edits and of a diagnosis."""
+    folder = RunFolder(tmp_path_factory.mktemp("tiles"))
+    answers = [{"prompt": "Who?", "fired": "e1"}, {"prompt": "What?", "fired": ""}]
+    folder.add_table("scen_answers", answers, title="Answers")
+    common = {"answers": 1200, "kind": "exercise", "fold": 0, "folds": 3, "split_seed": 0}
+    systems = ("lmcd", "floor", "ceiling")
+    scores = [{"system": name, "auc": 0.8, "auc_low": 0.7, "auc_high": 0.9} for name in systems]
+    folder.add_table("lmcd_scores", [row | common for row in scores], title="Scores")
+    return write_report(folder.path)
+
+
+@pytest.mark.parametrize("width", PHONES)
+def test_the_small_line_of_a_tile_wraps_within_it(tab: Tab, tiles: Path, width: int) -> None:
+    tab.open(tiles, width=width)
+    assert tab.run("document.querySelectorAll('.tiles small').length") == 4
+    assert tab.run(LEAVE_TILE) == []
 
 
 @pytest.mark.parametrize("width", PHONES)
