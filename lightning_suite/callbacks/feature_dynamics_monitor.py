@@ -16,8 +16,8 @@ from lightning_suite.depth_mup.dynamics_record import DynamicsRecord, check_vers
 from lightning_suite.depth_mup.probe import StreamProbe
 from lightning_suite.depth_mup.roles import assign_roles
 from lightning_suite.depth_mup.rules import Role
-from lightning_suite.depth_mup.trainer_support import may_build_itself_later
 from lightning_suite.errors import SuiteError
+from lightning_suite.fit_order import BatchAtHand, may_build_itself_later
 from lightning_suite.run_folder import RunFolder
 from lightning_suite.strategies import refuse_sharded_parameters
 
@@ -31,7 +31,8 @@ class FeatureDynamicsMonitor(Callback):
     is bitwise the same as without the monitor.
 
     Args:
-        every_n_steps: Interval in optimizer steps; 0 is measured too.
+        every_n_steps: Interval in optimizer steps; 0 is measured too, the last one only where it
+            is a multiple (a run that goes on would have a row that one without a break has not).
         rows: At most so many rows of a batch (sequences, images) are measured.
         blocks: Name of the list of residual blocks; default: found.
         preset: Architecture whose parameter names are known; ``"auto"`` finds out.
@@ -115,6 +116,7 @@ class FeatureDynamicsMonitor(Callback):
         self._record = DynamicsRecord()
         self._next = 0
         self._armed_step: int | None = None
+        self._at_hand = BatchAtHand()
         self._failed = False
         self._packed: Tensor | None = None
         self._folder: str | None = None
@@ -204,6 +206,7 @@ class FeatureDynamicsMonitor(Callback):
         """Arm the probe where a measurement is due."""
         if self._probe is not None and trainer.global_step >= self._next:
             self._armed_step = trainer.global_step
+            self._at_hand.begin(trainer)
             self._packed = None
             if not self._failed:
                 self._probe.arm(trainer.global_step)
@@ -236,12 +239,13 @@ class FeatureDynamicsMonitor(Callback):
 
         Whoever saves at the end of a batch may stand before this callback.
         """
-        if self._armed_step is not None and trainer.global_step > self._armed_step:
+        if self._at_hand.is_trained_on(trainer):
             self._finish(trainer, pl_module)
             checkpoint.setdefault("callbacks", {})[self.state_key] = self.state_dict()
         self._write(trainer)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._at_hand.end()
         if self._probe is None or self._armed_step is None:
             return
         step, self._armed_step = self._armed_step, None
@@ -311,7 +315,7 @@ class FeatureDynamicsMonitor(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         if self.write_table and self._folder and trainer.is_global_zero:
-            self._record.write(RunFolder(self._folder))
+            self._record.write(RunFolder(self._folder), self.every_n_steps)
 
     def _release(self) -> None:
         if self._probe is not None:

@@ -92,10 +92,17 @@ class DynamicsRecord:
             state["reference"] = {name: w.cpu() for name, w in self.reference.items()}
         return state
 
-    def write(self, folder: RunFolder) -> None:
-        """Write the rows so far as a table of the run, if there are any."""
+    def write(self, folder: RunFolder, every_n_steps: int) -> None:
+        """Write the rows so far as a table of the run, if there are any.
+
+        Args:
+            folder: Of the run.
+            every_n_steps: The interval of the measurements, to advise of where it was too long.
+        """
         if not self.rows:
             return
+        measured = {row["step"] for row in self.rows}
+        alone = _ALONE.format(interval=every_n_steps) if measured == {self.reference_step} else ""
         since = f"step {self.reference_step}"
         if any(row["step"] < self.reference_step for row in self.rows):
             since += " (rows before it: since the start of the fit that this one goes on from)"
@@ -104,7 +111,7 @@ class DynamicsRecord:
             self.rows,
             title="Feature dynamics by block",
             caption=(
-                f"Against t = l/L, since {since}: RMS of the updates "
+                f"{alone}Against t = l/L, since {since}: RMS of the updates "
                 "ΔW1·a (first_update), ΔW2·φ (last_update), ΔW2·Δφ (product), of what they add to "
                 "the stream (first_stream, last_stream), relative change of the weights, coupling "
                 "cos(h, g), and the smallest eigenvalue of the stream's covariance."
@@ -113,6 +120,11 @@ class DynamicsRecord:
         )
 
 
+_ALONE = (
+    "So far only the start is measured, where nothing has changed yet: updates, contributions and "
+    "changes are 0. The interval is {interval} optimizer steps; a fit of fewer needs a smaller "
+    "`every_n_steps`. "
+)
 _LOST = (
     "the model was not built with the weights that the checkpoint's run started from, so changes "
     "are measured from step {step} on. Set the same seed before building the model, or use "

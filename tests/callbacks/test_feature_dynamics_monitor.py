@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from lightning_suite import DepthMuPLRCallback, FeatureDynamicsMonitor
 from lightning_suite.depth_mup.models import ResidualMLP
 from lightning_suite.errors import SuiteError
+from lightning_suite.run_folder import RunFolder
 
 
 class Regression(LightningModule):
@@ -136,6 +137,22 @@ def test_nothing_has_changed_at_step_zero(tmp_path: Path) -> None:
     (first, *_) = table(tmp_path)
     assert [float(first[k]) for k in ("first_update", "last_stream", "relative_change")] == [0] * 3
     assert float(first["coupling"]) != 0
+
+
+def test_a_table_of_the_start_alone_says_why_it_is_all_zeros(tmp_path: Path) -> None:
+    for interval, alone in ((100, True), (5, False)):
+        folder = RunFolder(tmp_path / str(interval))
+        fit(folder.path, FeatureDynamicsMonitor(every_n_steps=interval))
+        (entry,) = folder.index()
+        assert ("a smaller `every_n_steps`" in entry.caption) is alone
+        assert ("The interval is 100 optimizer steps" in entry.caption) is alone
+    # of an earlier fit that this one goes on from, changes are there to be seen
+    folder = RunFolder(tmp_path / "goes on")
+    monitor = FeatureDynamicsMonitor(every_n_steps=5)
+    _, trainer = fit(folder.path, monitor, max_epochs=1)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(trainer.lightning_module, data(), data())
+    assert "a smaller" not in folder.index()[0].caption
 
 
 def test_loggers_get_every_measurement_whatever_log_every_n_steps_is(tmp_path: Path) -> None:

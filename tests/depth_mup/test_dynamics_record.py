@@ -78,7 +78,7 @@ def test_where_the_start_is_lost_the_rows_stay_and_the_table_says_so(tmp_path: P
     lost = resumed.start(probe(1), 5, state(begun()), probe(2).snapshot())
     assert "measured from step 5 on" in lost
     assert resumed.reference_step == 5
-    resumed.write(RunFolder(tmp_path))
+    resumed.write(RunFolder(tmp_path), every_n_steps=100)
     with (tmp_path / "artifacts" / "feature_dynamics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["0", "4"]
     (table,) = RunFolder(tmp_path).index()
