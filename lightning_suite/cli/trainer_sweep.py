@@ -287,6 +287,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"`isinstance.treespec, LeafSpec.`")
             warnings.filterwarnings("ignore", message=".*does not have many workers")
+            # whom a trained model is left to must know; here nobody keeps one
+            warnings.filterwarnings("ignore", message="DepthMuPLRCallback multiplied .* with hooks")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def chunk(rule: str, depth: int, log2_lr: float, seed: int = 3) -> Chunk:
     return Chunk("one", RuleChoice.parse(rule), depth, (Point(log2_lr, seed),))
+
+
+def test_what_becomes_of_the_multipliers_is_not_said_after_every_run(project: Path) -> None:
+    """A sweep keeps no model that anybody could use without them."""
+    engine = TrainerEngine(["fit.yaml"], base_depth=2, steps=2, final_steps=1, **KEYS)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        engine(chunk("depth_mup", 4, -4), lambda _: None)
+    assert not [str(one.message) for one in said if "hooks" in str(one.message)]
 
 
 def test_a_run_is_the_fit_that_a_user_would_write(project: Path) -> None:
