@@ -32,7 +32,8 @@ Examples:
   lightning-suite fit -c my.yaml --print_config     (after the command, never before it)
   lightning-suite check my.yaml configs/overlays/depth_mup.yaml
 
-Files given with -c are merged in order; `callbacks+:` in a file appends to what came before.
+Files given with -c are merged in order; `callbacks+:` in a file appends to the list of the others,
+and overlays that do nothing else may stand anywhere.
 Set LIGHTNING_SUITE_TRACEBACK=1 to see where an error came from.
 """
 

@@ -20,7 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from lightning_suite.cli.commands import COMMANDS
 from lightning_suite.cli.messages import condense, constructor_errors
 from lightning_suite.cli.option_words import refused_words, usage
-from lightning_suite.cli.shipped import resolve_options
+from lightning_suite.cli.stacking import resolve_options
 from lightning_suite.cli.yaml_depth import guard_yaml
 from lightning_suite.errors import SuiteError, did_you_mean
 

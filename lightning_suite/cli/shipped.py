@@ -65,19 +65,6 @@ def resolve(path: str) -> str:
     return path if shipped is None else str(shipped)
 
 
-def resolve_options(args: list[str]) -> list[str]:
-    """Apply `resolve` to the value of every ``-c`` and ``--config`` of a command line."""
-    resolved = []
-    for previous, word in zip(["", *args], args, strict=False):
-        option, equals, value = word.partition("=")
-        if previous in ("-c", "--config"):
-            word = resolve(word)  # noqa: PLW2901
-        elif option == "--config" and equals:
-            word = f"--config={resolve(value)}"  # noqa: PLW2901
-        resolved.append(word)
-    return resolved
-
-
 def describe(config: Traversable) -> str:
     """Return the first comment line of a config."""
     for line in config.read_text(encoding="utf-8").splitlines():

@@ -8,8 +8,9 @@ USAGE = "lightning-suite {command} [-c FILE]... [OPTIONS]"
 
 EPILOG = """\
 Files given with -c are merged in order; `callbacks+:` appends to the list of the files before,
-a plain `callbacks:` replaces it. Classes are named by `class_path`: ours and Lightning's by short
-name, your own by dotted path from this folder. --print_config follows the command.
+a plain `callbacks:` replaces it. Files that only append, as the overlays do, may stand anywhere.
+Classes are named by `class_path`: ours and Lightning's by short name, your own by dotted path from
+this folder. --print_config follows the command.
 
 Examples:
   lightning-suite {command} -c my.yaml

@@ -21,8 +21,10 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lightning_suite.cli.lightning_cli import ParserOnly, SuiteCLI
 from lightning_suite.cli.messages import condense
+from lightning_suite.cli.problems import refuse_lost
 from lightning_suite.cli.shaping import at_shape
 from lightning_suite.cli.shipped import resolve
+from lightning_suite.cli.stacking import resolve_options
 from lightning_suite.depth_mup.lr_transfer import (
     Chunk,
     Grid,
@@ -87,11 +89,13 @@ class TrainerEngine:
         for file in self.files:
             if not Path(file).is_file():
                 raise SuiteError(f"fit_config: there is no file {file}.")
-        words = [word for file in self.files for word in ("-c", file)]
+        words = resolve_options([word for file in self.files for word in ("-c", file)])
+        parser = ParserOnly().parsers["fit"]
         try:
-            parsed = ParserOnly().parsers["fit"].parse_args(words)
+            parsed = parser.parse_args(words)
         except ArgumentError as err:
             raise SuiteError(f"fit_config: {condense(str(err))}") from err
+        refuse_lost(words, parser)
         self.config: Config = parsed.as_dict()
         self.config.pop("config", None)
         self.lr_key = self._find_lr_key(lr_key)

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from lightning_suite.cli.main import main
-from lightning_suite.cli.shipped import describe, resolve, resolve_options, shipped_configs
+from lightning_suite.cli.shipped import describe, resolve, shipped_configs
+from lightning_suite.cli.stacking import resolve_options
 
 
 def test_list_shows_every_config_with_its_first_comment(capsys):
@@ -73,11 +74,8 @@ def test_shipped_names_stand_for_files_that_are_not_there(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     shipped = str(shipped_configs()["overlays/wandb"])
     assert resolve("overlays/wandb") == shipped
-    assert resolve_options(["-c", "overlays/wandb", "--config=configs/overlays/wandb.yaml"]) == [
-        "-c",
-        shipped,
-        f"--config={shipped}",
-    ]
+    words = ["-c", "overlays/wandb", "--config=configs/overlays/wandb.yaml"]
+    assert resolve_options(words) == ["-c", shipped, f"--config={shipped}"]
     (tmp_path / "overlays").mkdir()
     (tmp_path / "overlays/wandb").write_text("mine")
     assert resolve("overlays/wandb") == "overlays/wandb"  # the user's own file wins

@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser
 from lightning_suite.cli.commands import COMMANDS
 from lightning_suite.cli.option_words import flags_of, read_words
 from lightning_suite.cli.parsing import command_parser, count
-from lightning_suite.cli.shipped import resolve
+from lightning_suite.cli.stacking import resolve_options
 
 # Options, too, are those of the command that is checked.
 TAKES_ANY_WORDS = True
@@ -41,7 +41,8 @@ def run(files: list[str]) -> int:
     words: list[str] = []
     for part in given:
         is_file = part.name in ("", "--config") and part.value is not None
-        words += ["--config", resolve(part.value or "")] if is_file else part.words
+        words += ["--config", part.value or ""] if is_file else part.words
+    words = resolve_options(words)
     target = command_of(words, parsers)
     problems = find_problems(words, parsers[target])
     for problem in problems:

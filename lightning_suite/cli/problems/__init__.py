@@ -2,6 +2,6 @@
 
 from lightning_suite.cli.problems.accepted import wrong_values
 from lightning_suite.cli.problems.sources import Problem
-from lightning_suite.cli.problems.stack import command_of, explain, find_problems
+from lightning_suite.cli.problems.stack import command_of, explain, find_problems, refuse_lost
 
-__all__ = ["Problem", "command_of", "explain", "find_problems", "wrong_values"]
+__all__ = ["Problem", "command_of", "explain", "find_problems", "refuse_lost", "wrong_values"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jsonargparse import Namespace
@@ -14,23 +14,7 @@ from lightning_suite.errors import PlacedError, SuiteError, check_choice
 
 # Classes that can be named without their package, and fail only when they are made.
 _EXTRAS = {"WandbLogger": "wandb"}
-_LISTS = ("callbacks", "logger")
 _PACKAGE = "lightning_suite."
-
-
-def replaced_lists(source: Source, earlier: Sequence[Source]) -> Iterator[Problem]:
-    """Lists that replace those of earlier files, where appending was probably meant."""
-    for key in _LISTS:
-        trainer = source.values.get("trainer")
-        if not isinstance(trainer, dict) or not trainer.get(key):
-            continue
-        for other in earlier:
-            before = other.values.get("trainer")
-            lost = (before.get(key) or before.get(f"{key}+")) if isinstance(before, dict) else None
-            if lost:
-                names = ", ".join(_class_name(item) for item in _listed(lost))
-                text = f"replaces {names} of {other.name}; write `{key}+:` to append"
-                yield source.problem(("trainer", key), text, warning=True)
 
 
 def missing_extras(source: Source) -> Iterator[Problem]:
@@ -140,12 +124,3 @@ def _refused_by(
         yield keys, str(err).removeprefix(f"{option}: ")
     except Exception:  # a value of the wrong type: the parser says so
         return
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _class_name(item: Any) -> str:
-    path = item.get("class_path", "?") if isinstance(item, dict) else item
-    return str(path).rpartition(".")[2]

@@ -19,9 +19,16 @@ from lightning_suite.cli.problems.refused import (
     parse,
     refused_parts,
 )
-from lightning_suite.cli.problems.sources import Keys, Problem, Source, has, items, on_top_of
+from lightning_suite.cli.problems.sources import (
+    COMMAND_LINE,
+    Keys,
+    Problem,
+    Source,
+    has,
+    items,
+    on_top_of,
+)
 
-COMMAND_LINE = "command line"
 # Options whose value may be the name of a class alone.
 _NAME_CLASSES = ("model", "data", "class_path", "callbacks", "optimizer", "lr_scheduler")
 

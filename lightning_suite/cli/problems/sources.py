@@ -17,6 +17,9 @@ from lightning_suite.errors import did_you_mean
 
 Keys = tuple[str | int, ...]
 
+# Where an option stands, beside the names of files.
+COMMAND_LINE = "command line"
+
 _MOST_NODES = 100_000  # of a config, aliases written out
 
 

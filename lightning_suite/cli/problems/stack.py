@@ -9,26 +9,24 @@ it accepts as a whole.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_suite.cli.messages import condense
 from lightning_suite.cli.option_words import Given, flags_of, read_words
 from lightning_suite.cli.problems.accepted import (
     missing_extras,
-    replaced_lists,
     wrong_inside,
     wrong_values,
 )
-from lightning_suite.cli.problems.given_options import (
-    COMMAND_LINE,
-    option_source,
-    wrong_options,
-)
+from lightning_suite.cli.problems.given_options import option_source, wrong_options
+from lightning_suite.cli.problems.lists import list_option, lost_entries
 from lightning_suite.cli.problems.refused import (
     REQUIRED,
     advise,
@@ -37,6 +35,7 @@ from lightning_suite.cli.problems.refused import (
     without,
 )
 from lightning_suite.cli.problems.sources import (
+    COMMAND_LINE,
     Problem,
     Source,
     TooLarge,
@@ -109,10 +108,10 @@ def find_problems(words: Sequence[str], parser: ArgumentParser) -> list[Problem]
     problems = [problem for _, problem in read if isinstance(problem, Problem)]
     if any(isinstance(problem, TooLarge) for problem in problems):
         return problems
-    for number, file in enumerate(files):
+    for file in files:
         problems += file.duplicates()
-        problems += replaced_lists(file, files[:number])
         problems += missing_extras(file)
+    problems += lost_entries(_list_sources(given, dict(read)))
     parsed = parse(parser, config_words(given))
     refusal = parsed if isinstance(parsed, str) else None
     # of what a later file replaces nothing is wrong any more
@@ -148,6 +147,31 @@ def find_problems(words: Sequence[str], parser: ArgumentParser) -> list[Problem]
         problems.append(Problem(names, None, "", advise(refusal or "")))
     unplaced = (wrong or set()) - {p.text for p in inside}
     return problems + [Problem(names, None, "", text) for text in sorted(unplaced)]
+
+
+def refuse_lost(words: Sequence[str], parser: ArgumentParser) -> None:
+    """Refuse configs of which one drops what another appends; say where one replaces another's.
+
+    Args:
+        words: As for `find_problems`, in the order in which they count.
+        parser: Of the command, which accepts them.
+
+    Raises:
+        SuiteError: Entries would be lost, with what to do.
+    """
+    given = read_words(words, flags_of([parser]))
+    read = {part: read_file(part.value or "") for part in given if _is_file(part)}
+    found = list(lost_entries(_list_sources(given, read)))
+    if errors := [problem for problem in found if not problem.warning]:
+        raise explain(words, parser, SuiteError("\n  ".join(map(str, errors))))
+    for problem in found:
+        rank_zero_only(print)(problem, file=sys.stderr)
+
+
+def _list_sources(given: Sequence[Given], read: Mapping[Given, Source | Problem]) -> list[Source]:
+    """Return what says something about the Trainer's lists, in the order given."""
+    sources = [read.get(part) or list_option(part) for part in given]
+    return [source for source in sources if isinstance(source, Source)]
 
 
 def config_words(given: Sequence[Given]) -> list[str]:

@@ -7,22 +7,6 @@ import pytest
 from lightning_suite.cli.main import main
 
 
-def test_a_later_plain_list_that_replaces_an_earlier_one_is_a_warning(check):
-    item = "[{class_path: LearningRateMonitor}]"
-    status, lines = check(
-        f"trainer:\n  callbacks+: {item}\n", f"trainer:\n  max_epochs: 1\n  callbacks: {item}\n"
-    )
-    assert status == 0
-    assert lines == [
-        "1.yaml:3: warning: trainer.callbacks: replaces LearningRateMonitor of 0.yaml; "
-        "write `callbacks+:` to append",
-        "base.yaml + 0.yaml + 1.yaml: ok",
-    ]
-    assert check(f"trainer: {{callbacks: {item}}}", f"trainer: {{callbacks+: {item}}}")[1] == [
-        "base.yaml + 0.yaml + 1.yaml: ok"
-    ]
-
-
 def test_a_missing_extra_gives_the_pip_command(check, monkeypatch):
     find_spec = "importlib.util.find_spec"
     monkeypatch.setattr(find_spec, lambda name: None)
