@@ -25,11 +25,9 @@ from lightning_suite.depth_mup.multipliers import ScaleMode
 from lightning_suite.depth_mup.reinit import draw_initial_weights
 from lightning_suite.depth_mup.residual_scale import AttachedMultipliers, fold_residual_scale
 from lightning_suite.depth_mup.rules import OptimizerFamily, Role, RuleOrAuto
-from lightning_suite.depth_mup.trainer_support import (
-    may_build_itself_later,
-    refuse_unsupported_trainer,
-)
+from lightning_suite.depth_mup.trainer_support import refuse_unsupported_trainer
 from lightning_suite.errors import SuiteError, check_choice
+from lightning_suite.fit_order import may_build_itself_later
 
 
 class DepthMuPLRCallback(Callback):

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_suite.errors import SuiteError, check_choice
+from lightning_suite.fit_order import BatchAtHand, may_build_itself_later
 from lightning_suite.resofilter.features import make_features
 from lightning_suite.resofilter.manifest import environment, make_manifest
 from lightning_suite.resofilter.online import read_samples
@@ -71,11 +72,13 @@ class GradientFeatureCallback(Callback):
 
     *Supports* gradient accumulation, mixed precision (the fp16 scale is taken out), DDP (one
     shard set a rank), activation checkpointing, manual optimization and several optimizers (the
-    first backward pass of each batch is recorded), any logger or none. *Refuses* sharded
-    parameters (FSDP, DeepSpeed, tensor parallel), ``torch.compile``, batch normalisation in
-    training mode, layers that take the sequence first (``batch_first=False``), several samples
-    packed into one row, steps that differentiate before their loss (a gradient penalty), 16-bit
-    weights or autocast for features that count small entries.
+    first backward pass of each batch is recorded), modules that build their net in ``setup`` or
+    ``configure_model``, any logger or none, checkpoints that other callbacks save, before this one
+    in the list or after it. *Refuses* sharded parameters (FSDP, DeepSpeed, tensor parallel),
+    ``torch.compile``, batch normalisation in training mode, layers that take the sequence first
+    (``batch_first=False``), several samples packed into one row, steps that differentiate before
+    their loss (a gradient penalty), 16-bit weights or autocast for features that count small
+    entries.
 
     In the first batch each layer's rows, summed over all samples, are compared with the gradient
     that autograd gives its weight, where that is of 32 bits and no hook changes it; in Python,
@@ -128,6 +131,7 @@ class GradientFeatureCallback(Callback):
         self.batch_first = batch_first
         self.verify = True
         self._batches = 0  # trained on so far
+        self._at_hand = BatchAtHand()
         self._layouts: list[str] = []  # targets that are known to have samples first
         self._restored: dict[str, Any] | None = None
         self._ended = False  # since it was restored
@@ -144,7 +148,7 @@ class GradientFeatureCallback(Callback):
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the layers and put hooks on them."""
+        """Find the layers and put hooks on them, where the model is sure to be there."""
         if stage != "fit":
             return
         self._release()
@@ -156,6 +160,15 @@ class GradientFeatureCallback(Callback):
                 "GradientFeatureCallback: the Trainer has no logger and so no folder of its own. "
                 "Set folder."
             )
+        if not may_build_itself_later(pl_module):
+            self._watch(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do so now where the module's own ``setup`` or ``configure_model`` came in between."""
+        if self._recording is None:
+            self._watch(trainer, pl_module)
+
+    def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_compiled(pl_module)
         features = make_features(self.features)
         targets = find_targets(pl_module, self.modules, self.layers, biases=self.biases)
@@ -201,7 +214,10 @@ class GradientFeatureCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Watch this batch, where it is one to be recorded."""
-        if self._recording is None or trainer.global_step % self.every_n_steps:
+        if self._recording is None:
+            return
+        self._at_hand.begin(trainer)
+        if trainer.global_step % self.every_n_steps:
             return
         # hooks see the gradients of what is differentiated
         scale = 1.0
@@ -233,15 +249,23 @@ class GradientFeatureCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Add the batch's rows to the store, and log."""
-        if self._recording is None:
-            return
+        if self._end_batch():
+            self._log_if_due(trainer, pl_module)
+
+    def _end_batch(self) -> bool:
+        """Count the batch and store its rows; return whether it has any."""
+        if not self._at_hand.end() or self._recording is None:
+            return False
         rows = self._recording.end()
         self._batches += 1
         if rows is None:
-            return
+            return False
         self._means.add(rows)
         if self._store is not None:
             self._store.add(rows)
+        return True
+
+    def _log_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         accumulated = trainer.global_step > self._step
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
         if accumulated and every and self._step % every < self.every_n_steps:
@@ -250,7 +274,14 @@ class GradientFeatureCallback(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Write all rows: a run that goes on from this checkpoint does not make them again."""
+        """Write all rows: a run that goes on from this checkpoint does not make them again.
+
+        Whoever saves at the end of a batch may stand before this callback.
+        """
+        if self._at_hand.is_trained_on(trainer):
+            if self._end_batch():
+                self._log_if_due(trainer, pl_module)
+            checkpoint.setdefault("callbacks", {})[self.state_key] = self.state_dict()
         if self._store is not None:
             self._store.flush()
 
@@ -258,7 +289,11 @@ class GradientFeatureCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Write what is there and leave the model as it was."""
-        self._finish()
+        try:
+            if self._at_hand.is_trained_on(trainer):
+                self._end_batch()  # and no log: it waits for other ranks, which may have no error
+        finally:
+            self._finish()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write what is left and leave the model as it was."""
@@ -345,6 +380,7 @@ class GradientFeatureCallback(Callback):
 
     def _release(self) -> None:
         self._known_layouts()  # for a checkpoint that is saved after the fit
+        self._at_hand.end()
         if self._recording is not None:
             self._recording.detach()
         self._recording, self._store = None, None

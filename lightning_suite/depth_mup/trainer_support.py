@@ -1,8 +1,8 @@
-"""With which trainers and modules a correction of the learning rates can be right."""
+"""With which trainers a correction of the learning rates can be right."""
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateFinder
 
 from lightning_suite.errors import SuiteError
@@ -32,16 +32,3 @@ def refuse_unsupported_trainer(trainer: Trainer, callback: Callback) -> None:
             "Tuner.lr_find: make a new Trainer)."
         )
     refuse_flattened_parameters(trainer.strategy)
-
-
-def may_build_itself_later(module: LightningModule) -> bool:
-    """Whether a module has a ``setup`` or ``configure_model`` of its own.
-
-    Lightning calls them after the callbacks' ``setup``.
-    """
-    return any(
-        hook in vars(cls)
-        for cls in type(module).__mro__
-        for hook in ("setup", "configure_model")
-        if cls.__module__.partition(".")[0] not in ("lightning", "pytorch_lightning")
-    )

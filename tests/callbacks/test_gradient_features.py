@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from foreign import Batches, ForeignModule, quiet_trainer, same, weights
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -329,6 +329,159 @@ def test_a_resumed_run_has_each_row_once(
             np.testing.assert_allclose(table[name], whole[name], rtol=1e-5)
     if not same_folder:
         assert list(read(tmp_path / "rows")["batch"]) == list(before["batch"])
+
+
+class TwoOptimizers(ForeignModule):
+    """Each batch goes through two optimizers, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        optimizers: Any = self.optimizers()
+        for optimizer in optimizers:
+            loss = super().training_step(batch, batch_idx)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        net = self.backbone
+        return [
+            torch.optim.SGD([*net.stem.parameters(), *net.tower.parameters()], lr=0.05),
+            torch.optim.SGD([*net.tail_norm.parameters(), *net.head.parameters()], lr=0.02),
+        ]
+
+
+class SaveThenDie(Callback):
+    """Saves at the end of a batch, and dies at that of a later one."""
+
+    def __init__(self, path: Path, batch: int, later: int) -> None:
+        self.path, self.batch, self.later = path, batch, later
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        done = trainer.current_epoch * 6 + args[-1] + 1
+        if done == self.batch:
+            trainer.save_checkpoint(self.path)
+        elif done == self.batch + self.later:
+            raise StopError
+
+
+KINDS: dict[str, tuple[type[ForeignModule], dict[str, int]]] = {
+    "plain": (ForeignModule, {}),
+    "accumulation, within a step": (ForeignModule, {"accumulate_grad_batches": 2}),
+    "every second step": (ForeignModule, {"every_n_steps": 2}),
+    "two optimizers": (TwoOptimizers, {}),
+}
+
+
+@pytest.mark.parametrize("saves", ["before", "after"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", [2, 3, 9])
+def test_whoever_saves_before_or_after_the_callback_no_row_is_lost(
+    tmp_path: Path, saves: str, kind: str, batch: int
+) -> None:
+    """A checkpoint at the end of a batch holds that batch, whose turn it is in the list or not."""
+    make, options = KINDS[kind]
+    every = {"every_n_steps": options.get("every_n_steps", 1)}
+    trainer_options = {k: v for k, v in options.items() if k not in every}
+
+    def train(folder: Path, *other: Callback, ckpt_path: Path | None = None) -> dict[str, Any]:
+        callbacks = [GradientFeatureCallback(["grad_norm"], folder=str(folder), **every), *other]
+        trainer = quiet_trainer(callbacks[:: -1 if saves == "before" else 1], **trainer_options)
+        trainer.fit(make(), Batches(6), ckpt_path=ckpt_path, weights_only=True)
+        return read(folder)
+
+    with pytest.raises(StopError):
+        train(tmp_path / "rows", SaveThenDie(tmp_path / "mid.ckpt", batch, later=2))
+    resumed = train(tmp_path / "rows", ckpt_path=tmp_path / "mid.ckpt")
+    whole = train(tmp_path / "whole")
+    assert resumed.keys() == whole.keys()
+    for name in ("sample_id", "batch", "step", "lr"):
+        assert list(resumed[name]) == list(whole[name])
+    if "accumulate_grad_batches" not in options or not batch % 2:
+        # Lightning does not save the gradients of a step that is accumulated in part
+        for name in whole:
+            if name.endswith("grad_norm"):
+                np.testing.assert_allclose(resumed[name], whole[name], rtol=1e-5)
+
+
+def test_a_checkpoint_of_an_exception_holds_the_batch_that_was_trained(tmp_path: Path) -> None:
+    class Saves(Callback):
+        def on_exception(self, trainer: Any, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "dead.ckpt")
+
+    class Dies(Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == 3:
+                raise StopError
+
+    callback = GradientFeatureCallback(folder=str(tmp_path / "rows"))
+    with pytest.raises(StopError):
+        quiet_trainer([Dies(), callback, Saves()]).fit(ForeignModule(), Batches(6))
+    again = GradientFeatureCallback(folder=str(tmp_path / "rows"))
+    quiet_trainer([again]).fit(
+        ForeignModule(), Batches(6), ckpt_path=tmp_path / "dead.ckpt", weights_only=True
+    )
+    assert np.unique(read(tmp_path / "rows")["batch"], return_counts=True)[1].tolist() == [8] * 12
+
+
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+def test_a_module_that_builds_its_net_late_is_recorded_and_resumed(
+    tmp_path: Path, hook: str
+) -> None:
+    class Late(ForeignModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waiting = [self.backbone]  # in a list, it is no part of the module
+            del self.backbone
+
+        def build(self, stage: str = "") -> None:
+            if self.waiting:
+                self.backbone = self.waiting.pop()
+
+    setattr(Late, hook, Late.build)
+
+    def train(
+        folder: Path, module: ForeignModule, *other: Callback, ckpt_path: Path | None = None
+    ) -> dict[str, Any]:
+        callback = GradientFeatureCallback(modules=["up", "head"], folder=str(folder))
+        trainer = quiet_trainer([callback, *other])
+        trainer.fit(module, Batches(6), ckpt_path=ckpt_path, weights_only=True)
+        assert not any(m._forward_hooks for m in module.modules())
+        return read(folder)
+
+    with pytest.raises(StopError):
+        train(tmp_path / "rows", Late(), SaveThenDie(tmp_path / "mid.ckpt", 9, later=1))
+    resumed = train(tmp_path / "rows", Late(), ckpt_path=tmp_path / "mid.ckpt")
+    whole = train(tmp_path / "whole", ForeignModule())
+    assert resumed.keys() == whole.keys()
+    for name in whole:
+        assert list(resumed[name]) == list(whole[name])
+
+
+def test_what_a_module_puts_in_its_net_s_place_in_setup_is_what_is_recorded(tmp_path: Path) -> None:
+    class Replaces(ForeignModule):
+        def setup(self, stage: str) -> None:
+            self.backbone.head = nn.Linear(8, 3)
+
+    table = record(tmp_path, Replaces(), Batches(2))
+    assert np.all(table["backbone.head.grad_norm"] > 0)
+
+
+def test_a_late_module_without_a_match_is_refused_when_its_net_is_there(tmp_path: Path) -> None:
+    class Late(ForeignModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waiting = [self.backbone]
+            del self.backbone
+
+        def configure_model(self) -> None:
+            self.backbone = self.waiting.pop()
+
+    with pytest.raises(SuiteError, match=r"Did you mean 'up'\? There are: backbone.head, "):
+        record(tmp_path, Late(), Batches(), modules="upp")
 
 
 @pytest.mark.filterwarnings("ignore:`weights_only` was not set")

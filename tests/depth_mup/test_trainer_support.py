@@ -1,4 +1,4 @@
-"""Trainers that would be corrected wrongly are refused; modules that are built late are known."""
+"""Trainers that would be corrected wrongly are refused."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateFinder, LearningRateMonitor
 
-from lightning_suite.depth_mup.trainer_support import (
-    may_build_itself_later,
-    refuse_unsupported_trainer,
-)
+from lightning_suite.depth_mup.trainer_support import refuse_unsupported_trainer
 from lightning_suite.errors import SuiteError
 
 
@@ -43,14 +40,3 @@ def test_what_would_be_corrected_wrongly_is_refused(
     callback = Corrects()
     with pytest.raises(SuiteError, match=message):
         refuse_unsupported_trainer(trainer(callback, *others, strategy=strategy), callback)
-
-
-@pytest.mark.parametrize("hook", ["setup", "configure_model"])
-def test_a_module_with_a_hook_of_its_own_may_be_built_late(hook: str) -> None:
-    class Early(LightningModule):
-        pass
-
-    late = type("Late", (Early,), {hook: lambda self, *_: None})
-    assert not may_build_itself_later(Early())
-    assert may_build_itself_later(late())
-    assert may_build_itself_later(type("Later", (late,), {})())
