@@ -46,7 +46,7 @@ def coord_check_figure(rows: _Rows, checks: Sequence[SlopeCheck], axis: Axis) ->
     quantities = [name for name in CHECKED if any(name in row for row in rows)]
     with figure_style():
         figure: Figure = figures.Figure(
-            figsize=(2.9 * len(rules) + 0.7, 2.15 * len(quantities) + 0.5)
+            figsize=(max(4.5, 2.9 * len(rules) + 0.7), 2.15 * len(quantities) + 0.5)
         )
         panels = figure.subplots(
             len(quantities), len(rules), sharex=True, sharey="row", squeeze=False
@@ -96,6 +96,10 @@ def _draw(panel: Axes, rows: _Rows, quantity: str) -> None:
         panel.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0)
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
+    # plain text: figure_style takes mathematics in texts for dollar signs
+    ticker = import_extra("matplotlib.ticker", "report")
+    panel.yaxis.set_major_formatter(ticker.LogFormatter())
+    panel.yaxis.set_minor_formatter(ticker.LogFormatter(labelOnlyBase=False))
     panel.set_xticks(sorted({row["size"] for row in rows}))
     panel.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
 
@@ -103,7 +107,7 @@ def _draw(panel: Axes, rows: _Rows, quantity: str) -> None:
 def _annotate(panel: Axes, check: SlopeCheck, sizes: Sequence[float]) -> None:
     text = f"slope {check.slope.value:+.2f} ± {check.slope.standard_error:.2f}"
     if check.expected is not None:
-        text += f"  (expected {check.expected:+.2f})"
+        text += f"\nexpected {check.expected:+.2f}"  # below: a single rule has narrow panels
         # through the middle of the fitted line, so that only the slope is compared
         ends = [min(sizes), max(sizes)]
         middle = math.sqrt(ends[0] * ends[1])

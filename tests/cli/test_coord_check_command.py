@@ -57,8 +57,26 @@ def test_at_the_base_depth_all_rules_are_the_same_net(check):
 def test_status_is_one_where_a_slope_is_outside_and_the_report_says_by_how_much(check):
     status, out, _ = check(*SMALL, "--tolerance=0.0001", "--rules=nfd")
     assert status == 1
-    assert "outside by" in out
-    assert "further than 0.0001 from what is expected" in out
+    judged = [row for row in read("coord_check_slopes.csv") if row["verdict"]]
+    assert {(row["step"], row["verdict"]) for row in judged} == {("1", "outside")}
+    assert len(judged) == 4
+    for row in judged:  # the number of the table, and not what it is beyond the tolerance
+        assert f"outside: off by {float(row['deviation']):+.2f}" in out
+    worst = max(abs(float(row["deviation"])) for row in judged)
+    said = f"4 of 4 judged slopes are further than 0.0001 from what is expected, by {worst:.2f} at"
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    for where in (out, page):
+        assert said in where
+        assert "more seeds and larger depths" in where
+
+
+def test_within_the_tolerance_the_page_says_so_and_advises_nothing(check):
+    status, out, _ = check(*SMALL, "--tolerance=10", "--rules=nfd")
+    assert status == 0
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    for where in (out, page):
+        assert "all 4 judged slopes are within 10" in where
+        assert "What to try" not in where
 
 
 def test_a_stopped_check_goes_on_where_it_was(check):

@@ -140,7 +140,7 @@ def run(
     checks = fit_slopes(measured, p=p)
     if tolerance is None or independent_backward:  # the expectations do not apply
         checks = [replace(check, expected=None) for check in checks]
-    save_results(folder, settings, measured, checks)
+    save_results(folder, settings, measured, checks, tolerance)
     return judge(checks, tolerance)
 
 
