@@ -32,7 +32,7 @@ from lightning_suite.cli.checkpoints import (
 )
 from lightning_suite.cli.messages import constructor_errors
 from lightning_suite.cli.parsing import HelpFormatter, prepare_classes
-from lightning_suite.cli.problems import explain, refuse_lost, wrong_values
+from lightning_suite.cli.problems import explain, refuse_lists, wrong_values
 from lightning_suite.cli.stacking import resolve_options
 from lightning_suite.cli.trainer_help import EPILOG, USAGE
 from lightning_suite.cli.wandb_artifacts import log_artifacts
@@ -181,7 +181,7 @@ class SuiteCLI(LightningCLI):
             self.config = parser.parse_args(words)
         except ArgumentError as err:
             raise explain(words[1:], self._subcommand_parsers[words[0]], err) from err
-        refuse_lost(words[1:], self._subcommand_parsers[words[0]])
+        refuse_lists(words[1:], self._subcommand_parsers[words[0]])
         wrong = wrong_values(self.config[words[0]], words[0])
         if wrong:  # before a large model is loaded
             refusal = SuiteError(wrong[0][1])

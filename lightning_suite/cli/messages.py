@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-from lightning_suite.errors import SuiteError
+from lightning_suite.errors import SuiteError, did_you_mean
 
 
 def condense(message: str) -> str:
@@ -45,7 +45,9 @@ def condense(message: str) -> str:
         return prefix + " ".join(message[key.end() if key else 0 :].split())
     given = re.search(r"(?:Given value|Got value): ([^{\[\n]*)$", message, re.MULTILINE)
     got = f", got {given[1]!r}" if given else ""
-    return f"{prefix}expected {' or '.join(dict.fromkeys(expected))}{got}"
+    advice = did_you_mean(given[1], re.findall(r"'(.*?)'", " ".join(expected))) if given else ""
+    end = f".{advice}" if advice else ""
+    return f"{prefix}expected {' or '.join(dict.fromkeys(expected))}{got}{end}"
 
 
 def _inside_class(message: str) -> tuple[str, str] | None:

@@ -9,7 +9,7 @@ from lightning_suite.callbacks.depth_mup_lr import DepthMuPLRCallback
 from lightning_suite.cli.configured import optimizers_in
 from lightning_suite.cli.lightning_cli import ParserOnly
 from lightning_suite.cli.parsing import instantiate
-from lightning_suite.cli.problems import explain, refuse_lost
+from lightning_suite.cli.problems import explain, refuse_lists
 from lightning_suite.depth_mup.families import optimizer_family
 from lightning_suite.depth_mup.param_groups import has_decoupled_decay
 from lightning_suite.depth_mup.role_table import format_table
@@ -68,7 +68,7 @@ def _build(files: list[str]) -> tuple[LightningModule, DepthMuPLRCallback]:
         config = parser.parse_args(words)
     except ArgumentError as err:
         raise explain(words, parser, err) from err
-    refuse_lost(words, parser)
+    refuse_lists(words, parser)
     for key in ("data", "trainer.logger", "trainer.strategy", "trainer.plugins"):
         config[key] = None
     built = instantiate(parser, config)

@@ -21,7 +21,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lightning_suite.cli.lightning_cli import ParserOnly, SuiteCLI
 from lightning_suite.cli.messages import condense
-from lightning_suite.cli.problems import refuse_lost
+from lightning_suite.cli.problems import refuse_lists
 from lightning_suite.cli.shaping import at_shape
 from lightning_suite.cli.shipped import resolve
 from lightning_suite.cli.stacking import resolve_options
@@ -95,7 +95,7 @@ class TrainerEngine:
             parsed = parser.parse_args(words)
         except ArgumentError as err:
             raise SuiteError(f"fit_config: {condense(str(err))}") from err
-        refuse_lost(words, parser)
+        refuse_lists(words, parser)
         self.config: Config = parsed.as_dict()
         self.config.pop("config", None)
         self.lr_key = self._find_lr_key(lr_key)

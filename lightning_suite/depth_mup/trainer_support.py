@@ -20,10 +20,7 @@ def refuse_unsupported_trainer(trainer: Trainer, callback: Callback) -> None:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # by a connector
     count = sum(isinstance(other, type(callback)) for other in callbacks)
     if count > 1:
-        raise SuiteError(
-            f"the trainer has {count} {name}s, which would multiply the learning rates more than "
-            "once. Keep one (an overlay that is given twice adds two)."
-        )
+        raise SuiteError(more_than_one(name, count))
     if any(isinstance(other, LearningRateFinder) for other in callbacks):
         raise SuiteError(
             "LearningRateFinder searches with all other callbacks off: its learning rate "
@@ -32,3 +29,11 @@ def refuse_unsupported_trainer(trainer: Trainer, callback: Callback) -> None:
             "Tuner.lr_find: make a new Trainer)."
         )
     refuse_flattened_parameters(trainer.strategy)
+
+
+def more_than_one(name: str, count: int) -> str:
+    """Return why a trainer takes one callback of this name, and not ``count`` of them."""
+    return (
+        f"the trainer has {count} {name}s, which would multiply the learning rates more than "
+        "once. Keep one (an overlay that is given twice adds two)."
+    )

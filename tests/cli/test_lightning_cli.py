@@ -245,7 +245,7 @@ def test_a_wrong_option_is_named_without_the_usage(project, capsys):
 
 TOO_MUCH_CORRECTION = """
 trainer:
-  callbacks+:
+  callbacks:
     - class_path: DepthMuPLRCallback
       init_args: {base_depth: 4, p: 0.7}
 """

@@ -2,6 +2,6 @@
 
 from lightning_suite.cli.problems.accepted import wrong_values
 from lightning_suite.cli.problems.sources import Problem
-from lightning_suite.cli.problems.stack import command_of, explain, find_problems, refuse_lost
+from lightning_suite.cli.problems.stack import command_of, explain, find_problems, refuse_lists
 
-__all__ = ["Problem", "command_of", "explain", "find_problems", "refuse_lost", "wrong_values"]
+__all__ = ["Problem", "command_of", "explain", "find_problems", "refuse_lists", "wrong_values"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -48,7 +49,39 @@ def wrong_inside(source: Source, values: Mapping[str, Any], command: str) -> Ite
 
 def wrong_values(parsed: Namespace, command: str) -> list[tuple[Keys, str]]:
     """Return the same of a whole configuration, as the parser has made it."""
-    return list(_wrong_inside(parsed.as_dict(), (), _of_commands().get(command, {})))
+    values = parsed.as_dict()
+    inside = list(_wrong_inside(values, (), _of_commands().get(command, {})))
+    return [*inside, *refused_arguments(values)]
+
+
+def refused_arguments(values: Mapping[str, Any]) -> list[tuple[Keys, str]]:
+    """Return what one of our data modules refuses of its arguments, such as a value out of range.
+
+    They are made to find out: all that their constructors do is to look at the arguments.
+
+    Args:
+        values: Of a whole configuration.
+    """
+    data = values.get("data")
+    if not isinstance(data, Mapping) or not isinstance(data.get("class_path"), str):
+        return []
+    cls = find_class(data["class_path"], ("data",)).cls
+    if cls is None or not cls.__module__.startswith(f"{_PACKAGE}datamodules."):
+        return []
+    arguments = data.get("init_args") or {}
+    try:
+        cls(**arguments)
+    except SuiteError as err:
+        text = str(err).removeprefix(f"{cls.__name__}: ")
+        named = [(word.start(), key) for key in arguments if (word := _word(key).search(text))]
+        return [(("data", "init_args", min(named)[1]) if named else ("data",), text)]
+    except Exception:  # a value of the wrong type: the parser says so
+        pass
+    return []
+
+
+def _word(text: str) -> re.Pattern[str]:
+    return re.compile(rf"\b{re.escape(text)}\b")
 
 
 Checks = Mapping[str, Callable[[Any], object]]

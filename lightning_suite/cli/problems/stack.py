@@ -22,11 +22,12 @@ from lightning_suite.cli.messages import condense
 from lightning_suite.cli.option_words import Given, flags_of, read_words
 from lightning_suite.cli.problems.accepted import (
     missing_extras,
+    refused_arguments,
     wrong_inside,
     wrong_values,
 )
 from lightning_suite.cli.problems.given_options import option_source, wrong_options
-from lightning_suite.cli.problems.lists import list_option, lost_entries
+from lightning_suite.cli.problems.lists import list_option, list_problems
 from lightning_suite.cli.problems.refused import (
     REQUIRED,
     advise,
@@ -111,7 +112,7 @@ def find_problems(words: Sequence[str], parser: ArgumentParser) -> list[Problem]
     for file in files:
         problems += file.duplicates()
         problems += missing_extras(file)
-    problems += lost_entries(_list_sources(given, dict(read)))
+    problems += list_problems(_list_sources(given, dict(read)))
     parsed = parse(parser, config_words(given))
     refusal = parsed if isinstance(parsed, str) else None
     # of what a later file replaces nothing is wrong any more
@@ -136,11 +137,17 @@ def find_problems(words: Sequence[str], parser: ArgumentParser) -> list[Problem]
         unexplained &= not refused
     repaired |= {part: ("--config", part.value or "") for part, _ in read if part not in repaired}
     found = [] if refusal is None else wrong_options(given, repaired, context, parser)
-    for part in given if not found else ():
-        if part not in repaired:
+    sources = list(files)
+    refused_options = {problem.key for problem in found}
+    for part in given:
+        if part not in repaired and part.name not in refused_options:
             option = option_source(part, context)
-            values = on_top_of(context, option.values, deep=True)
-            inside += wrong_inside(option, values, command)
+            context = on_top_of(context, option.values, deep=True)
+            inside += wrong_inside(option, context, command)
+            sources.append(option)
+    for keys, text in refused_arguments(context if isinstance(parsed, str) else parsed.as_dict()):
+        placed = [source.problem(keys, text) for source in sources if has(source.values, keys)]
+        inside += placed[-1:]
     problems += [*found, *(p for p in inside if wrong is None or p.text in wrong)]
     names = " + ".join(part.value or "" for part, _ in read) or COMMAND_LINE
     if unexplained and not found:
@@ -149,19 +156,20 @@ def find_problems(words: Sequence[str], parser: ArgumentParser) -> list[Problem]
     return problems + [Problem(names, None, "", text) for text in sorted(unplaced)]
 
 
-def refuse_lost(words: Sequence[str], parser: ArgumentParser) -> None:
-    """Refuse configs of which one drops what another appends; say where one replaces another's.
+def refuse_lists(words: Sequence[str], parser: ArgumentParser) -> None:
+    """Refuse lists of the Trainer that are not what was meant, or warn.
 
     Args:
         words: As for `find_problems`, in the order in which they count.
         parser: Of the command, which accepts them.
 
     Raises:
-        SuiteError: Entries would be lost, with what to do.
+        SuiteError: What one config appends another drops, or a callback is given twice that a
+            trainer takes once.
     """
     given = read_words(words, flags_of([parser]))
     read = {part: read_file(part.value or "") for part in given if _is_file(part)}
-    found = list(lost_entries(_list_sources(given, read)))
+    found = list(list_problems(_list_sources(given, read)))
     if errors := [problem for problem in found if not problem.warning]:
         raise explain(words, parser, SuiteError("\n  ".join(map(str, errors))))
     for problem in found:

@@ -85,3 +85,46 @@ def test_options_of_the_other_methods_are_checked_by_their_own_modules(check):
         assert any(f"Did you mean {near}?" in line for line in lines)
     lines = check(text % ("LMCDModule", "{pretrained: x, head: mirtt}"))[1]
     assert "Did you mean 'mirt'?" in lines[0]
+
+
+DATA = "data:\n  class_path: {}\n  init_args:\n    {}\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "argument", "told"),
+    [
+        ("ImageDataModule", "val_fraction: 1.5", "is 1.5; it must be in [0, 1)."),
+        ("TextDataModule", "block_size: 1", "is 1; it must be 2 or more."),
+        ("InstructionDataModule", "max_length: 0", "is 0; it must be 2 or more."),
+        ("ColdStartDataModule", "oracle_fraction: -1", "is -1.0; it must be in [0, 1)."),
+        ("EditDataModule", "limit: 0", "is 0; it must be 1 or more."),
+    ],
+)
+def test_a_value_out_of_range_is_found_where_it_stands(check, capsys, data, argument, told):
+    if data == "ColdStartDataModule":
+        argument += "\n    source: packaged:VerbAgg"
+    text = DATA.format(data, argument)
+    name = argument.partition(":")[0]
+    line = f"0.yaml:4: error: data.init_args.{name}: {name} {told}"
+    assert check(text) == (1, [line, "base.yaml + 0.yaml: 1 error"])
+    assert main(["fit", "-c", "base.yaml", "-c", "0.yaml"]) == 2
+    assert line in capsys.readouterr().err
+    option = f"--data.init_args.{name}"
+    assert check(text, options=(option, "5" if told[-2:] != ")." else "0.5"))[0] == 0
+    assert check(options=("--data", data, option, "-2"))[1][0].startswith(
+        f"command line: error: {option}: {name} is -2"
+    )
+
+
+def test_arguments_that_two_files_make_right_together_are_ok(check):
+    text = DATA.format("ColdStartDataModule", "source: packaged:VerbAgg\n    text: diffused")
+    assert "descriptions" in check(text)[1][0]
+    assert check(text, "data: {init_args: {descriptions: some.jsonl}}")[0] == 0
+
+
+def test_a_mistyped_role_gets_the_one_that_was_meant(check):
+    _, lines = check(
+        "trainer:\n  callbacks+:\n    - class_path: DepthMuPLRCallback\n"
+        "      init_args: {base_depth: 4, patterns: {up: hiden_last}}\n"
+    )
+    assert lines[0].endswith("got 'hiden_last'. Did you mean 'hidden_last'?")

@@ -98,3 +98,12 @@ def test_check_and_fit_agree_on_a_wrong_value_that_an_option_replaces(check):
 def test_a_mistyped_class_in_an_option_gets_its_name(check, option, advice):
     name = option.partition("=")[0]
     assert check(options=(option,))[1][0].startswith(f"command line: error: {name}: {advice}")
+
+
+def test_what_the_parser_takes_and_a_model_refuses_comes_beside_what_the_parser_refuses(capsys):
+    pytest.importorskip("transformers")
+    options = ["--trainer.max_epoch", "3", "--model.init_args.config.num_hiden_layers", "8"]
+    options += ["--data.init_args.val_fraction", "1.5"]
+    assert main(["check", "depth_mup/llama_from_scratch", *options]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[3] for line in lines[:-1]] == [f"{name}:" for name in options[::2]]

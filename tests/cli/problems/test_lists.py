@@ -7,15 +7,15 @@ import pytest
 from lightning_suite.cli.main import main
 
 SETS = "trainer:\n  max_epochs: 1\n  callbacks: [{class_path: ModelCheckpoint}]\n"
-APPENDS = "trainer: {callbacks+: [{class_path: Timer}]}\n"
-APPENDS_AND_MORE = "trainer:\n  max_epochs: 2\n  callbacks+: [{class_path: Timer}]\n"
+APPENDS = "trainer: {callbacks+: [{class_path: DeviceStatsMonitor}]}\n"
+APPENDS_AND_MORE = "trainer:\n  max_epochs: 2\n  callbacks+: [{class_path: DeviceStatsMonitor}]\n"
 REPLACED = (
     "1.yaml:3: warning: trainer.callbacks: replaces ModelCheckpoint of 0.yaml; "
     "write `callbacks+:` to append"
 )
 LOST = (
-    "0.yaml:3: error: trainer.callbacks+: Timer would be lost: 1.yaml, which comes after it, "
-    "sets `callbacks:`. Give 1.yaml before it."
+    "0.yaml:3: error: trainer.callbacks+: DeviceStatsMonitor would be lost: 1.yaml, which comes "
+    "after it, sets `callbacks:`. Give 1.yaml before it."
 )
 
 
@@ -46,18 +46,20 @@ def test_what_also_appends_is_refused_before_a_file_that_sets(check, capsys):
 
 def test_an_option_that_appends_is_refused_before_a_file_that_sets(project, capsys):
     (project / "0.yaml").write_text(SETS)
-    words = ["-c", "base.yaml", "--trainer.callbacks+=Timer", "-c", "0.yaml"]
+    words = ["-c", "base.yaml", "--trainer.callbacks+=DeviceStatsMonitor", "-c", "0.yaml"]
     assert main(["fit", *words]) == 2
-    told = "--trainer.callbacks+: Timer would be lost: 0.yaml, which comes after it"
+    told = "--trainer.callbacks+: DeviceStatsMonitor would be lost: 0.yaml, which comes after it"
     assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("earlier", [SETS, APPENDS])
 def test_an_option_that_replaces_a_list_is_a_warning(check, earlier):
-    status, lines = check(earlier, options=("--trainer.callbacks=Timer",))
+    status, lines = check(earlier, options=("--trainer.callbacks=DeviceStatsMonitor",))
     assert status == 0
     assert lines[0].startswith("command line: warning: --trainer.callbacks: replaces ")
-    assert check(earlier, options=("--trainer.callbacks+=Timer",))[1][0].endswith(": ok")
+    assert check(earlier, options=("--trainer.callbacks+=DeviceStatsMonitor",))[1][0].endswith(
+        ": ok"
+    )
 
 
 def test_no_logger_is_no_list_that_one_could_be_appended_to(check):
@@ -65,3 +67,23 @@ def test_no_logger_is_no_list_that_one_could_be_appended_to(check):
     status, lines = check(logger, "trainer: {logger: false}")
     assert status == 0
     assert lines[0] == "1.yaml:1: warning: trainer.logger: replaces CSVLogger of 0.yaml"
+
+
+@pytest.mark.parametrize("name", ["DepthMuPLRCallback", "ExpertGateCallback"])
+def test_a_callback_of_which_a_trainer_takes_one_is_refused_twice(check, capsys, name):
+    depth = ", init_args: {base_depth: 4}" if name[0] == "D" else ""
+    overlay = f"trainer:\n  callbacks+:\n    - {{class_path: {name}{depth}}}\n"
+    assert check(overlay)[0] == 0
+    status, lines = check(overlay, overlay)
+    assert status == 1
+    assert lines[0].startswith(f"1.yaml:3: error: trainer.callbacks+.0: the trainer has 2 {name}s")
+    assert lines[0].endswith("Keep one (an overlay that is given twice adds two).")
+    assert main(["fit", "-c", "base.yaml", "-c", "0.yaml", "-c", "1.yaml"]) == 2
+    assert lines[0] in capsys.readouterr().err
+    assert check(overlay, overlay.replace("callbacks+", "callbacks"))[0] == 1  # in any order
+
+
+def test_callbacks_of_which_a_trainer_takes_several_are_ok(check):
+    assert check(SETS, APPENDS, APPENDS)[0] == 0
+    early = "trainer: {callbacks+: [{class_path: EarlyStopping, init_args: {monitor: {0}}}]}"
+    assert check(early.replace("{0}", "a"), early.replace("{0}", "b"))[0] == 0
