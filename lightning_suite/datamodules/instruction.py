@@ -92,9 +92,10 @@ class InstructionDataModule(LightningDataModule):
         prompt_template: For example ``"Question: {prompt}\nAnswer: {response}"``, which is also
             the default for a tokenizer without a chat template. None takes the chat template.
         val_source: Data to validate on, as ``source``.
-        val_fraction: Without ``val_source``: share of the *prompts* to validate on. Which ones
-            depends on prompt and ``val_seed`` alone, so a prompt is never on both sides, and a
-            part of the data is split as the whole was.
+        val_fraction: Without ``val_source``: expected share of the *prompts* to validate on.
+            Which ones depends on prompt and ``val_seed`` alone, so a prompt is never on both
+            sides, and a part of the data is split as the whole was; of a few prompts another share
+            may be held out, which is said.
         val_seed: Other prompts for other seeds.
         prompt_column: Column of the prompt. None finds prompt/response, prompt/completion,
             instruction(+input)/output, instruction/response, question/answer or messages.

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_suite.datamodules.instruction_sources import (
     Columns,
@@ -18,6 +18,7 @@ from lightning_suite.errors import SuiteError
 
 Source = str | list[str]
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9)  # to propose
+_NEAR = 0.25  # of the smaller side of a split: by so much it may differ without a word
 
 
 class ValidationSplit(NamedTuple):
@@ -82,7 +83,22 @@ def read_splits(
                 f"{len(splits['train']):,} samples to train and {len(splits['val']):,} to "
                 f"validate on. {_advice(draws, validation.fraction)}"
             )
+        if said := _far_from_asked(splits, validation.fraction):
+            rank_zero_info(f"InstructionDataModule: {name}: {said}")
     return splits
+
+
+def _far_from_asked(splits: dict[str, list[Example]], fraction: float) -> str:
+    """Say how many prompts are held out where it is no such share of them, as of a few it is."""
+    held, trained = ({example.prompt for example in splits[part]} for part in ("val", "train"))
+    count = len(held) + len(trained)
+    if abs(len(held) / count - fraction) <= _NEAR * min(fraction, 1 - fraction):
+        return ""
+    return (
+        f"val_fraction {fraction:g}: {len(held):,} of {count:,} prompts are held out. Which ones "
+        "is decided by each prompt's hash, so that rows that come or go move no other prompt; for "
+        "an exact split name a file (val_source)."
+    )
 
 
 def _draw(example: Example, seed: int) -> float:

@@ -35,6 +35,22 @@ def test_where_a_side_is_empty_the_share_that_is_named_works(
     assert split(path, float(share)) == (int(train), int(val))
 
 
+@pytest.mark.parametrize(
+    ("count", "fraction", "far"),
+    [(10, 0.3, True), (10, 0.5, False), (1000, 0.2, False), (1000, 0.9, False)],
+)
+def test_a_split_that_is_far_from_the_share_says_what_it_is(
+    tmp_path: Path, count: int, fraction: float, far: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        train, val = split(write(tmp_path / "few.jsonl", count), fraction)
+    assert train + val == count
+    assert (abs(val / count - fraction) > 0.25 * min(fraction, 1 - fraction)) is far
+    said = f"val_fraction {fraction}: {val} of {count} prompts are held out"
+    assert (said in caplog.text) is far
+    assert ("val_source" in caplog.text) is far
+
+
 def test_one_sample_cannot_be_split(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="Change val_seed, or take more data"):
         split(write(tmp_path / "one.jsonl", 1), 0.5)
