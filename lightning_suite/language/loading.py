@@ -162,7 +162,7 @@ def load_tokenizer(name: str) -> Any:
         return transformers.AutoTokenizer.from_pretrained(
             found, local_files_only=Path(found).is_dir(), trust_remote_code=False
         )
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, TypeError) as err:  # the last: transformers 4, no vocabulary file
         raise SuiteError(
             f"tokenizer {name!r}: is neither 'bytes' nor a tokenizer that can be loaded: {err}"
         ) from err

@@ -8,10 +8,12 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_suite.depth_mup.param_groups import has_decoupled_decay
 from lightning_suite.errors import SuiteError
 from lightning_suite.resofilter.step_features import AdamState
 from lightning_suite.resofilter.targets import Target
 
+_DECOUPLED = "decoupled_weight_decay"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -95,10 +97,11 @@ def _by_parameter(
             f"the model makes has {sizes}. Give the model and optimizer of the run that wrote it; "
             "groups that a callback split, such as DepthMuPLRCallback, cannot be told apart here."
         )
+    decoupled = has_decoupled_decay(optimizer)  # Adam's groups do not say so before torch 2.7
     for group, theirs in zip(groups, their_groups, strict=True):
         for parameter, place in zip(group["params"], theirs["params"], strict=True):
             if place in saved["state"]:
-                yield id(parameter), (saved["state"][place], theirs)
+                yield id(parameter), (saved["state"][place], {_DECOUPLED: decoupled, **theirs})
 
 
 def _check(
@@ -115,7 +118,7 @@ def _check(
             f"{name}, which is {tuple(parameter.shape)}: it is another model's, or another order."
         )
     unlike = [key for key in ("amsgrad", "maximize") if group.get(key)]
-    if group["weight_decay"] and not group.get("decoupled_weight_decay", True):
+    if group["weight_decay"] and not group[_DECOUPLED]:
         unlike.append("an L2 penalty instead of decoupled weight decay")
     if unlike:
         raise SuiteError(

@@ -142,7 +142,9 @@ class PromptEncoder:
 
     def _decoder(self) -> Any:
         """Return the model without its output layer: logits of every position are not wanted."""
-        return self.model.get_decoder()
+        decoder = self.model.get_decoder()
+        # GPT-2's before transformers 5 is the model with its output layer
+        return self.model.base_model if decoder is None or decoder is self.model else decoder
 
     @torch.no_grad()
     @own_precision()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import peft
 import pytest
 import torch
 from architectures import ARCHITECTURES, TRANSFORMERS, TorchvisionResNet
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel
@@ -30,6 +28,7 @@ from lightning_suite.depth_mup.residual_scale import attach_residual_scale, fold
 from lightning_suite.depth_mup.role_table import format_table
 from lightning_suite.depth_mup.roles import assign_roles
 from lightning_suite.errors import SuiteError
+from tests.support.versions import TRANSFORMERS_5
 
 RENAMED = {"gpt_neox", "vit"}
 TABLES = Path(__file__).parent / "role_tables"
@@ -49,7 +48,7 @@ def described(name: str) -> str:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_roles_are_those_of_the_frozen_table(name: str) -> None:
-    if name in RENAMED and Version(version("transformers")) < Version("5"):
+    if name in RENAMED and not TRANSFORMERS_5:
         pytest.skip("the table has the names of transformers 5")
     assert described(name) == (TABLES / f"{name}.txt").read_text()
 

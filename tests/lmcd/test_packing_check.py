@@ -15,6 +15,7 @@ from lightning_suite.lmcd.backbone import load_backbone
 from lightning_suite.lmcd.fusion import Mode
 from lightning_suite.lmcd.layout import Prefixes
 from lightning_suite.lmcd.packing_check import refuse_window
+from tests.support.versions import of_transformers_5
 
 WINDOW = 16
 GPT_NEO: dict[str, Any] = {
@@ -124,6 +125,7 @@ def test_a_hybrid_of_attention_and_other_layers_is_read_by_rows(kind: str) -> No
         assert torch.equal(fused.relative, fusion(model, "row")(*pairs(9, 5)).relative)
 
 
+@of_transformers_5
 def test_a_model_that_does_not_say_where_its_head_begins_is_refused_by_name() -> None:
     llama4 = {**_SHAPE, "model_type": "llama4_text", "num_local_experts": 2}
     with pytest.raises(SuiteError, match="Llama4ForCausalLM does not say where its language-mod"):

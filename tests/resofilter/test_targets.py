@@ -32,6 +32,7 @@ from lightning_suite.resofilter.targets import (
     layer_number,
     matches,
 )
+from tests.support.versions import of_transformers_5
 
 SMALL = {
     "hidden_size": 8,
@@ -238,6 +239,7 @@ def test_a_weight_that_is_computed_is_skipped_and_its_bias_is_not(reparametrize:
     assert found.skipped["made"].startswith("its weight is computed from other parameters")
 
 
+@of_transformers_5
 def test_experts_in_one_tensor_are_named() -> None:
     sizes = {**SMALL, "moe_intermediate_size": 6, "shared_expert_intermediate_size": 6}
     model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**sizes, num_experts=4, num_experts_per_tok=2))

@@ -27,6 +27,7 @@ from lightning_suite.resofilter.features import make_features
 from lightning_suite.resofilter.language_probe import CausalLMProbe
 from lightning_suite.resofilter.probe import Rows, SampleProbe
 from lightning_suite.resofilter.targets import find_targets
+from tests.support.versions import of_transformers_5
 
 NORM = make_features(["grad_norm"])
 
@@ -227,6 +228,7 @@ def test_sound_models_pass(case: str, dtype: torch.dtype, left: bool) -> None:
         assert probe._verified == 2
 
 
+@of_transformers_5
 @pytest.mark.filterwarnings("ignore:.* watched layers took no part in the loss")
 def test_a_weight_that_a_state_space_model_takes_from_its_layer_is_named() -> None:
     torch.manual_seed(0)

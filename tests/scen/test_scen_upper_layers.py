@@ -16,6 +16,7 @@ from lightning_suite.language.loading import add_lora, causal_lm_from_config
 from lightning_suite.scen.answer_states import AnswerRow
 from lightning_suite.scen.linear_maps import linear_shape
 from lightning_suite.scen.split_choice import open_cache
+from tests.support.versions import of_transformers_5
 
 LLAMA = TINY["llama"]
 FAMILIES = {
@@ -154,6 +155,7 @@ def test_a_peft_model_is_run_with_its_adapters() -> None:
         torch.testing.assert_close(batch.losses(change)[0][0], expected, atol=1e-11, rtol=0)
 
 
+@of_transformers_5
 def test_where_keys_and_values_cannot_be_kept_whole_sequences_run() -> None:
     """The states of a recurrent model are no keys and values."""
     config = {k: v for k, v in LLAMA.items() if k != "max_position_embeddings"}
