@@ -21,7 +21,7 @@ from lightning_suite.extras import import_extra
 Shell = Literal["bash", "zsh", "fish"]
 _FLAGS = ("help", "print_config", "version")
 # Positional words and options by what they name; all others with a value are left to the user.
-_CONFIGS = {"config", "files"}
+_CONFIGS = {"config", "files", "options"}
 _FOLDERS = {"folder", "folders", "scores", "out", "merge"}
 _FILES = {"ckpt_path", "index", "dest", "bank"}
 

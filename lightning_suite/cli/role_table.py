@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_suite.callbacks.depth_mup_lr import DepthMuPLRCallback
 from lightning_suite.cli.configured import optimizers_in
 from lightning_suite.cli.lightning_cli import ParserOnly
+from lightning_suite.cli.option_words import read_words
 from lightning_suite.cli.parsing import instantiate
 from lightning_suite.cli.problems import explain, refuse_lists
+from lightning_suite.cli.stacking import resolve_options
 from lightning_suite.depth_mup.families import optimizer_family
 from lightning_suite.depth_mup.param_groups import has_decoupled_decay
 from lightning_suite.depth_mup.role_table import format_table
@@ -17,15 +22,18 @@ from lightning_suite.depth_mup.rules import FAMILIES, OptimizerFamily
 from lightning_suite.errors import SuiteError
 
 
-def role_table(files: list[str]) -> str:
+def role_table(words: Sequence[str]) -> str:
     """Return the table name -> role -> factor of a stack of configs.
 
     The model is built; data, loggers and checkpoints are not touched.
 
+    Args:
+        words: As for ``fit``: configs, each behind a ``-c``, and options.
+
     Raises:
         SuiteError: The configs have problems, or no `DepthMuPLRCallback`.
     """
-    model, callback = _build(files)
+    model, callback = _build(words)
     trainer = Trainer(
         accelerator="cpu",
         callbacks=[callback],
@@ -57,13 +65,15 @@ def role_table(files: list[str]) -> str:
             f"optimizer {name}, rule {correction.under(family).rule}",
             format_table(correction.role_map, factors),
         ]
-    callback.teardown(trainer, model, "fit")
+    with warnings.catch_warnings():  # of multipliers that go with the model: nobody keeps this one
+        warnings.filterwarnings("ignore", message="DepthMuPLRCallback multiplied .* with hooks")
+        callback.teardown(trainer, model, "fit")
     return "\n".join(lines)
 
 
-def _build(files: list[str]) -> tuple[LightningModule, DepthMuPLRCallback]:
+def _build(words: Sequence[str]) -> tuple[LightningModule, DepthMuPLRCallback]:
     parser = ParserOnly().parsers["fit"]
-    words = [word for file in files for word in ("-c", file)]
+    words = resolve_options(words)
     try:
         config = parser.parse_args(words)
     except ArgumentError as err:
@@ -76,6 +86,7 @@ def _build(files: list[str]) -> tuple[LightningModule, DepthMuPLRCallback]:
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         if isinstance(callback, DepthMuPLRCallback):
             return built.model, callback
+    files = [part.value or "" for part in read_words(words) if part.name == "--config"]
     raise SuiteError(
         f"{' + '.join(files)}: no DepthMuPLRCallback among the callbacks. "
         "Add `-c overlays/depth_mup`."

@@ -91,6 +91,7 @@ def words(text: str) -> set[str]:
         ("lightning-suite cp ", set(shipped_configs())),
         ("lightning-suite fit -c overlays/w", {"overlays/wandb", "overlays/wandb_offline"}),
         ("lightning-suite check m", {"mine.yaml"}),
+        ("lightning-suite doctor -c overlays/dep", {"overlays/depth_mup"}),
         ("lightning-suite report r", {"runs/"}),
         ("lightning-suite fit --trainer.max_", {"--trainer.max_epochs", "--trainer.max_steps"}),
         ("lightning-suite fit --trainer.barebones ", {"true", "false"}),

@@ -152,6 +152,29 @@ def test_role_table_of_a_config(capsys):
     assert row.split() == ["net.blocks.*.first.weight", "16", "hidden_first", "2"]
 
 
+def test_the_role_table_is_that_of_the_options_of_fit(capsys):
+    pytest.importorskip("sklearn")
+    words = ["--model.init_args.depth", "64", "-c", "depth_mup/digits", "--trainer.max_epochs=3"]
+    assert main(["doctor", *words[2:], *words[:2]]) == 0
+    text = capsys.readouterr().out
+    assert "depth 64 (base 4)" in text
+    row = next(line for line in text.splitlines() if "first.weight" in line)
+    assert row.split() == ["net.blocks.*.first.weight", "64", "hidden_first", "4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["-c", "base.yaml", "--model.widht", "3"], "Did you mean '--model.init_args.width'?"),
+        (["base.yaml"], "A config is given with -c: -c base.yaml"),
+        (["--jsn"], "--jsn: unknown option."),
+    ],
+)
+def test_words_that_fit_would_not_take_are_refused_as_there(project, capsys, words, told):
+    assert main(["doctor", *words]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_role_table_needs_the_callback(project, capsys):
     assert main(["doctor", "-c", "base.yaml"]) == 2
     assert "Add `-c overlays/depth_mup`" in capsys.readouterr().err
