@@ -20,6 +20,10 @@ Array = NDArray[np.float64]
 Order = Literal["lowest", "highest", "band", "random"]
 USABLE = (OK, TRUNCATED)
 # What can be asked for instead of a feature of the gradients.
+_SCORE_AGAIN = (
+    " Score again with without_prompt: true, into a new folder (score --out): one folder holds no "
+    "scores of two ways."
+)
 BASELINES = ("random", "loss", "perplexity", "ifd", "length", "label_length")
 
 
@@ -206,7 +210,7 @@ def _baseline(table: Mapping[str, Array], by: str, seed: int) -> Array:
     if missing := [name for name in needed if name not in table]:
         raise SuiteError(
             f"select: {by} needs the column {missing[0]!r}, which the scores do not have."
-            + (" Score with without_prompt: true." if by == "ifd" else "")
+            + (_SCORE_AGAIN if by == "ifd" else "")
         )
     if by == "ifd":
         return np.asarray(np.exp(table["loss"] - table["loss_without_prompt"]))
@@ -253,17 +257,20 @@ def _shares(share: Fraction, sizes: Sequence[int]) -> list[int]:
 
 
 def exact_share(share: float | str | Fraction, *, lowest_allowed: bool = False) -> Fraction:
-    """Return the number as written: 0.9 is nine tenths, and not the float below it.
+    """Return the number as written: 0.9 and ``"90%"`` are nine tenths, not the float below it.
 
     Raises:
         SuiteError: It is no share.
     """
+    text = str(share)
     try:
-        value = Fraction(str(share))
-    except ValueError:
+        value = Fraction(text[:-1]) / 100 if text.endswith("%") else Fraction(text)
+    except (ValueError, ZeroDivisionError):
         value = Fraction(-1)
     if not (0 <= value < 1 if lowest_allowed else 0 < value <= 1):
         allowed = "0 or more and below 1" if lowest_allowed else "above 0 and up to 1"
-        percent = f" {value} percent is {float(value / 100):g}." if 1 < value <= 100 else ""
+        percent = (
+            f" {float(value):g} percent is {float(value / 100):g}." if 1 < value <= 100 else ""
+        )
         raise SuiteError(f"select: a share must be {allowed}, got {share!r}.{percent}")
     return value

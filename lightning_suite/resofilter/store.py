@@ -130,15 +130,26 @@ class ScoreStore:
                 "`lightning-suite select` takes finished scores as they are."
             )
         if changes := manifest_difference(there, manifest):
+            where = "folder of the callback" if manifest.get("mode") == "online" else "--out"
             raise SuiteError(
-                f"{path}: the scores in this folder were made in another way, and two ways must "
-                "not be mixed. Use a new folder, or undo the change:\n  " + "\n  ".join(changes)
+                f"{path}: the scores in this folder were made {_another_way(changes)}, and two "
+                f"ways must not be mixed. Use a new folder ({where}), or undo the change:\n  "
+                + "\n  ".join(changes)
             )
         if moved := environment_difference(there, manifest):
             rank_zero_info(
                 f"{self.folder}: these scores go on elsewhere than they began, which may change "
                 f"last digits: {'; '.join(moved)}"
             )
+
+
+def _another_way(changes: list[str]) -> str:
+    """Say in words what hashes alone would tell nobody."""
+    if all(line.startswith("data.") for line in changes):
+        return "of other data (since then samples, their ids or their texts have changed)"
+    if all(line.startswith("weights:") for line in changes):
+        return "with other weights of the model"
+    return "in another way"
 
 
 def merge_shards(folder: str | Path) -> Any:

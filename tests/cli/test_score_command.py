@@ -218,12 +218,15 @@ def test_another_model_under_an_old_manifest_is_refused_with_the_difference(scor
     status, _, err = score("--seed_everything=1")
     assert status == 2
     assert 'weights: "sha256:' in err
+    assert "made with other weights of the model" in err
     status, _, err = score("--layers=all", "--modules=down_proj")
     assert status == 2
     assert 'targets.model.layers.0.mlp.down_proj: (absent) -> "float32"' in err
     status, _, err = score(samples=rows(29))
     assert status == 2
     assert "data.samples: 30 -> 29" in err
+    assert "made of other data (since then samples, their ids or their texts have changed)" in err
+    assert "Use a new folder (--out)" in err
     status, _, err = score("--data.init_args.max_length=80")
     assert status == 2
     assert "max_length: 90 -> 80" in err

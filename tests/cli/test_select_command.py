@@ -81,6 +81,16 @@ def test_the_lowest_half_as_it_was_with_id_and_score(select: Select, scored: Pat
         assert row == {**old, "sample_id": old["id"], "selection_score": by_id[old["id"]]}
 
 
+def test_a_share_in_percent_is_the_same_share(select: Select) -> None:
+    assert select("--keep=50%", "--out=percent.jsonl")[0] == 0
+    assert select("--keep=0.5", "--out=share.jsonl")[0] == 0
+    assert lines("percent.jsonl") == lines("share.jsonl")
+    assert json.loads(Path("percent.selection.json").read_text())["keep"] == 0.5
+    status, _, err = select("--keep=half")
+    assert status == 2
+    assert "a share must be above 0 and up to 1, got 'half'" in err
+
+
 def test_what_was_done_is_written_beside_it(select: Select) -> None:
     select("--keep=0.3", "--order=band", "--out=some.jsonl")
     done = json.loads(Path("some.selection.json").read_text())

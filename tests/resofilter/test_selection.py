@@ -128,7 +128,7 @@ def test_baselines_come_from_the_samples_columns() -> None:
     np.testing.assert_allclose(score_column(columns, "ifd")[3], np.e)
     assert sorted(score_column(columns, "random", seed=3)) == list(range(6))
     del columns["loss_without_prompt"]
-    with pytest.raises(SuiteError, match="ifd needs the column 'loss_without_prompt'"):
+    with pytest.raises(SuiteError, match=r"ifd needs the column 'loss_without_prompt'.* --out"):
         score_column(columns, "ifd")
 
 
@@ -195,11 +195,19 @@ def test_ranks_and_correlations_are_scipy_s(values: list[float]) -> None:
         (-0.5, "got -0.5"),
         (float("nan"), "got nan"),
         (50, "got 50. 50 percent is 0.5"),
+        (1.5, r"got 1.5. 1.5 percent is 0.015"),
+        ("half", "got 'half'"),
+        ("1/0", "got '1/0'"),
+        ("150%", "got '150%'.$"),
     ],
 )
-def test_a_share_that_is_none_is_refused(keep: float, message: str) -> None:
+def test_a_share_that_is_none_is_refused(keep: float | str, message: str) -> None:
     with pytest.raises(SuiteError, match=message):
         select(np.arange(4.0), keep)
+
+
+def test_a_share_may_be_written_in_percent() -> None:
+    assert select(np.arange(10.0), "90%").tolist() == select(np.arange(10.0), 0.9).tolist()
 
 
 def test_correlations_leave_out_what_is_not_finite() -> None:

@@ -24,6 +24,7 @@ from lightning_suite.files import write_json
 from lightning_suite.resofilter.published import as_published, resofilter_selection
 from lightning_suite.resofilter.selection import (
     Selection,
+    exact_share,
     length_strata,
     score_column,
     select_from_table,
@@ -41,7 +42,7 @@ _REASONS = {
 
 def run(
     scores: str,
-    keep: float = 0.5,
+    keep: float | str = 0.5,
     by: str = "adam1_mean_abs",
     order: Literal["lowest", "highest", "band", "random"] = "lowest",
     layers: str = "last:3",
@@ -64,7 +65,7 @@ def run(
 
     Args:
         scores: Folder that `score` wrote.
-        keep: Share to keep, above 0 and up to 1; int(N · (1 - keep)) samples go.
+        keep: Share to keep, above 0 and up to 1, or such as 50%; int(N · (1 - keep)) samples go.
         by: A feature that was scored, or random, loss, perplexity, ifd, length, label_length.
         order: Which to keep; band drops as many from both ends.
         layers: Whose mean is the score: all, last:3 (of fewer layers, all), first:2, or numbers
@@ -88,6 +89,7 @@ def run(
         lightning-suite select runs/scores --keep 0.7 --order band --strata length:4
         lightning-suite select runs/scores --keep 0.25 --compat resofilter --out quarter.parquet
     """
+    keep = float(exact_share(keep))
     folder = Path(scores)
     table, manifest = read_scores(folder)
     source = read_source(folder, data)
