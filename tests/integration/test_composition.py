@@ -128,8 +128,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
             ("expert_gate", "diagnosis_report"),
             {
                 "depth_mup": FROZEN,
-                "gradient_features": "its weight is frozen",
-                "feature_dynamics": "no learning to measure",
+                "gradient_features": "the samples of a batch have no ids",
+                "feature_dynamics": FROZEN,
             },
             {"expert_gate": gate},
         ),
