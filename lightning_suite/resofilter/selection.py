@@ -269,8 +269,8 @@ def exact_share(share: float | str | Fraction, *, lowest_allowed: bool = False) 
         value = Fraction(-1)
     if not (0 <= value < 1 if lowest_allowed else 0 < value <= 1):
         allowed = "0 or more and below 1" if lowest_allowed else "above 0 and up to 1"
-        percent = (
-            f" {float(value):g} percent is {float(value / 100):g}." if 1 < value <= 100 else ""
-        )
-        raise SuiteError(f"select: a share must be {allowed}, got {share!r}.{percent}")
+        meant = ""
+        if 1 < value <= 100 and not text.endswith("%"):
+            meant = f" {float(value):g} percent is {float(value / 100):g}."
+        raise SuiteError(f"select: a share must be {allowed}, got {share!r}.{meant}")
     return value
