@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
-from lightning_suite.errors import SuiteError
+from lightning_suite.errors import SuiteError, closest
 
 
 def given_path(text: str | Path) -> Path:
@@ -20,3 +22,18 @@ def given_path(text: str | Path) -> Path:
         reason = getattr(err, "strerror", None) or err
         raise SuiteError(f"{str(text)[:80]!r}: cannot be the name of a file ({reason}).") from err
     return path
+
+
+def meant_file(path: str | Path, but: Collection[str] = ()) -> str:
+    """Return ``" Did you mean 'folder/x'?"`` of what lies beside a file that is not there.
+
+    Args:
+        path: As the user wrote it.
+        but: Files that are not meant.
+    """
+    here = Path(path)
+    beside: dict[str, str] = {}
+    with suppress(OSError):
+        beside = {found.name: str(found) for found in here.parent.iterdir()}
+    near = closest(here.name, [name for name, whole in beside.items() if whole not in but])
+    return f" Did you mean {beside[near]!r}?" if near and not here.exists() else ""

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from lightning_suite.errors import SuiteError
+from lightning_suite.given_paths import meant_file
 
 # Not files: Lightning looks these up itself.
 _KEYWORDS = ("best", "last", "hpc", "registry")
@@ -31,7 +32,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if path.partition(":")[0] in _KEYWORDS or "://" in path or Path(path).is_dir():
         return {}
     if not Path(path).is_file():
-        raise SuiteError(f"--ckpt_path {path}: there is no such file.")
+        raise SuiteError(f"--ckpt_path {path}: there is no such file.{meant_file(path)}")
     try:
         checkpoint: dict[str, Any] = torch.load(
             path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path)

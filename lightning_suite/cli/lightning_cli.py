@@ -30,6 +30,7 @@ from lightning_suite.cli.checkpoints import (
     read_checkpoint,
     require_training_state,
 )
+from lightning_suite.cli.empty_folders import no_empty_folder
 from lightning_suite.cli.messages import constructor_errors
 from lightning_suite.cli.parsing import HelpFormatter, prepare_classes
 from lightning_suite.cli.problems import explain, refuse_lists, wrong_values
@@ -231,7 +232,7 @@ class SuiteCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), no_empty_folder(self._folder_to_make()):
                 # lightning 2.6 on torch 2.13, at every batch; nothing a user can do about
                 warnings.filterwarnings(
                     "ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning
@@ -244,6 +245,13 @@ class SuiteCLI(LightningCLI):
         folder = self.trainer.log_dir  # a broadcast: on every rank
         if self.trainer.is_global_zero and folder is not None:
             log_artifacts(self.trainer.loggers, folder, self.trainer.global_step)
+
+    def _folder_to_make(self) -> Path | None:
+        """Return the folder of this run, on the one rank that makes it."""
+        first = next(iter(self.trainer.loggers), None)
+        if not isinstance(first, CSVLogger | TensorBoardLogger) or not self.trainer.is_global_zero:
+            return None
+        return Path(first.log_dir)
 
     def before_fit(self) -> None:
         """Remember the checkpoints that are there: a fixed name is used again by every fit."""

@@ -23,7 +23,7 @@ from lightning_suite.datamodules.hf_datasets import (
 )
 from lightning_suite.datamodules.row_files import SUFFIXES, Row, read_row_file
 from lightning_suite.errors import SuiteError, check_choice, did_you_mean
-from lightning_suite.given_paths import given_path
+from lightning_suite.given_paths import given_path, meant_file
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.records import same_prompt
 
@@ -87,7 +87,7 @@ def read_prompts(path: str) -> list[str]:
             text = file.read_text(encoding="utf-8-sig")  # line ends are translated
             prompts = [line.strip() for line in text.split("\n")]
         except OSError as err:
-            raise SuiteError(f"{file}: cannot be read ({err.strerror}).") from err
+            raise SuiteError(f"{file}: cannot be read ({err.strerror}).{meant_file(file)}") from err
         except UnicodeDecodeError as err:
             raise SuiteError(f"{file}: is not UTF-8 text: {err.reason}.") from err
     prompts = [prompt for prompt in prompts if prompt]

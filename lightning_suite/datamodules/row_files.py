@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_suite.errors import SuiteError
+from lightning_suite.given_paths import meant_file
 from lightning_suite.json_text import load_json
 from lightning_suite.parquet_files import read_parquet_rows
 
@@ -35,7 +36,7 @@ def read_row_file(path: Path) -> list[Row]:
             lines = ((n, line) for n, line in enumerate(file, 1) if line.strip())
             return _objects(((n, _json(path, line, n)) for n, line in lines), path)
     except OSError as err:
-        raise SuiteError(f"{path}: cannot be read ({err.strerror}).") from err
+        raise SuiteError(f"{path}: cannot be read ({err.strerror}).{meant_file(path)}") from err
 
 
 def _objects(values: Iterable[tuple[int, Any]], path: Path) -> list[Row]:

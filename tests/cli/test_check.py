@@ -42,3 +42,19 @@ def test_it_takes_the_words_of_fit(project, capsys):
 def test_flags_of_the_command_that_is_checked_take_no_value(capsys):
     assert main(["check", "--biases", "resofilter/score", "--layers", "3"]) == 0
     assert capsys.readouterr().out.startswith("resofilter/score --biases --layers 3: ok (for sc")
+
+
+def test_an_empty_config_is_named(check):
+    for text in ("", "# nothing but words\n"):
+        line = "0.yaml: error: is empty; leave it out"
+        assert check(text) == (1, [line, "base.yaml + 0.yaml: 1 error"])
+
+
+def test_what_is_given_is_not_what_a_mistyped_file_means(project, capsys):
+    assert main(["check", "base.yaml", "bases.yaml"]) == 1
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "bases.yaml: error: No such file or directory."
+    )
+    (project / "bases1.yaml").touch()
+    assert main(["check", "base.yaml", "bases.yaml"]) == 1
+    assert "Did you mean 'bases1.yaml'?" in capsys.readouterr().out

@@ -355,6 +355,9 @@ def test_missing_data_is_named_before_a_model_is_loaded(project, capsys, config,
 def test_missing_checkpoint_is_named(project, capsys):
     assert main(["fit", "-c", "base.yaml", "--ckpt_path", "none.ckpt"]) == 2
     assert "--ckpt_path none.ckpt: there is no such file" in capsys.readouterr().err
+    (project / "best.ckpt").touch()
+    assert main(["validate", "-c", "base.yaml", "--ckpt_path", "bst.ckpt"]) == 2
+    assert capsys.readouterr().err.endswith("no such file. Did you mean 'best.ckpt'?\n")
 
 
 @pytest.mark.parametrize(

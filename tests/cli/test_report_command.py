@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from lightning_suite.cli.main import main
+from lightning_suite.files import write_json
+from lightning_suite.resofilter.store import write_table
 
 
 def run(folder: Path) -> Path:
@@ -76,3 +78,23 @@ def test_what_cannot_be_done_is_said(
 ) -> None:
     assert main(["report", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_scores_that_are_not_finished_are_named_with_what_goes_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    write_json(Path("scores/manifest.json"), {"mode": "probe", "data": {"samples": 3}})
+    assert main(["report", "scores"]) == 2
+    assert "scores: no sample is scored yet. Give the command" in capsys.readouterr().err
+    table = pyarrow.table({"sample_id": ["a"], "status": ["ok"]})
+    Path("scores/shards").mkdir()
+    write_table(table, Path("scores/shards/rank0-0.parquet"))
+    assert main(["report", "scores"]) == 2
+    assert capsys.readouterr().err == (
+        "lightning-suite: error: scores: 1 of 3 samples are scored. Give the command "
+        "`lightning-suite score` again; it goes on where it was.\n"
+    )
+    Path("empty").mkdir()
+    assert main(["report", "empty"]) == 2
+    assert "no run in here" in capsys.readouterr().err

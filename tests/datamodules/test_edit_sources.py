@@ -493,6 +493,8 @@ def test_a_useless_file_of_prompts_is_refused(
         read_prompts(str(tmp_path / name))
     with pytest.raises(SuiteError, match="cannot be read"):
         read_prompts(str(tmp_path / "missing.txt"))
+    with pytest.raises(SuiteError, match=rf"cannot be read .* Did you mean '.*{name}'\?"):
+        read_prompts(str(tmp_path / name.replace(".", "s.")))
 
 
 # --- anything at all -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_suite.errors import SuiteError
+from lightning_suite.given_paths import meant_file
 
 
 def run(checkpoint: str, out: str, tokenizer: str | None = None, force: bool = False) -> int:
@@ -40,7 +41,8 @@ def run(checkpoint: str, out: str, tokenizer: str | None = None, force: bool = F
 
     if not Path(checkpoint).is_file():
         raise SuiteError(
-            f"{checkpoint}: there is no such file. `fit` prints its checkpoint's name."
+            f"{checkpoint}: there is no such file.{meant_file(checkpoint)} `fit` prints its "
+            "checkpoint's name."
         )
     content = read_checkpoint(checkpoint)
     module = trained_module(content, checkpoint)

@@ -46,6 +46,8 @@ def run(folders: list[str], index: str | None = None, metrics: str | None = None
         raise SuiteError("several folders make one index page; say where: --index compare.html")
     folder = Path(folders[0])
     runs = [] if is_run(folder) else find_runs(folder)
+    if not runs and not is_run(folder):
+        _refuse_unfinished_scores(folder)
     newest_alone = not runs or are_versions(runs)
     if newest_alone and chosen is None:
         print(write_report(folder))
@@ -60,3 +62,18 @@ def run(folders: list[str], index: str | None = None, metrics: str | None = None
         raise SuiteError("--metrics is for an index of several runs; this folder is one run.")
     print(write_index([folder], folder / "index.html", chosen))
     return 0
+
+
+def _refuse_unfinished_scores(folder: Path) -> None:
+    """Say of scores without a page how far they are; it is written when all are there."""
+    from lightning_suite.cli.selecting import read_scores  # noqa: PLC0415
+    from lightning_suite.resofilter.manifest import MANIFEST, read_manifest  # noqa: PLC0415
+    from lightning_suite.resofilter.store import shard_files  # noqa: PLC0415
+
+    if not (folder / MANIFEST).is_file() or read_manifest(folder).get("mode") != "probe":
+        return
+    if not shard_files(folder):
+        raise SuiteError(
+            f"{folder}: no sample is scored yet. Give the command `lightning-suite score` again."
+        )
+    read_scores(folder)

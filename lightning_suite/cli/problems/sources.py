@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import yaml
 from lightning_suite.cli.shipped import is_text, shipped_configs
 from lightning_suite.cli.yaml_depth import refuse_deep
 from lightning_suite.errors import did_you_mean
+from lightning_suite.given_paths import meant_file
 
 Keys = tuple[str | int, ...]
 
@@ -100,16 +101,20 @@ class Source:
                 stack.append((item, f"{path}{number}."))
 
 
-def read_file(file: str) -> Source | Problem:
-    """Read a YAML file, or YAML itself, or say why it cannot be read."""
+def read_file(file: str, others: Collection[str] = ()) -> Source | Problem:
+    """Read a YAML file, or YAML itself, or say why it cannot be read.
+
+    Args:
+        file: As the user gave it.
+        others: What is given, too, and so is not what was meant.
+    """
     if is_text(file):
         name, text = "-c", file
     else:
         try:
             name, text = file, Path(file).read_text(encoding="utf-8")
         except OSError as err:
-            near = [str(path) for path in Path(file).parent.glob("*.y*ml")]
-            advice = did_you_mean(file, near) or did_you_mean(
+            advice = meant_file(file, others) or did_you_mean(
                 file.removeprefix("configs/").removesuffix(".yaml"), shipped_configs()
             )
             return Problem(file, None, "", f"{err.strerror}.{advice}")

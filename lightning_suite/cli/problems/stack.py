@@ -104,14 +104,13 @@ def find_problems(words: Sequence[str], parser: ArgumentParser) -> list[Problem]
     """
     command = str(parser.prog).rpartition(" ")[2]
     given = read_words(words, flags_of([parser]))
-    read = [(part, read_file(part.value or "")) for part in given if _is_file(part)]
+    names = [part.value or "" for part in given if _is_file(part)]
+    read = [(part, read_file(part.value or "", names)) for part in given if _is_file(part)]
     files = [source for _, source in read if isinstance(source, Source)]
     problems = [problem for _, problem in read if isinstance(problem, Problem)]
     if any(isinstance(problem, TooLarge) for problem in problems):
         return problems
-    for file in files:
-        problems += file.duplicates()
-        problems += missing_extras(file)
+    problems += [p for file in files for p in (*file.duplicates(), *missing_extras(file))]
     problems += list_problems(_list_sources(given, dict(read)))
     parsed = parse(parser, config_words(given))
     refusal = parsed if isinstance(parsed, str) else None
@@ -122,8 +121,11 @@ def find_problems(words: Sequence[str], parser: ArgumentParser) -> list[Problem]
     inside: list[Problem] = []
     repaired: dict[Given, Sequence[str]] = {}  # words for the files, without their problems
     for part, source in read:
-        if not isinstance(source, Source):
+        if not isinstance(source, Source) or source.tree is None:
             repaired[part] = ()
+            if isinstance(source, Source) and refusal is not None:
+                problems.append(source.problem((), "is empty; leave it out"))
+                unexplained = False
             continue
         values = on_top_of(context, source.values)
         refused = refused_parts(parser, (), values, ()) if refusal is not None else []
@@ -149,11 +151,11 @@ def find_problems(words: Sequence[str], parser: ArgumentParser) -> list[Problem]
         placed = [source.problem(keys, text) for source in sources if has(source.values, keys)]
         inside += placed[-1:]
     problems += [*found, *(p for p in inside if wrong is None or p.text in wrong)]
-    names = " + ".join(part.value or "" for part, _ in read) or COMMAND_LINE
+    stack = " + ".join(names) or COMMAND_LINE
     if unexplained and not found:
-        problems.append(Problem(names, None, "", advise(refusal or "")))
+        problems.append(Problem(stack, None, "", advise(refusal or "")))
     unplaced = (wrong or set()) - {p.text for p in inside}
-    return problems + [Problem(names, None, "", text) for text in sorted(unplaced)]
+    return problems + [Problem(stack, None, "", text) for text in sorted(unplaced)]
 
 
 def refuse_lists(words: Sequence[str], parser: ArgumentParser) -> None:
