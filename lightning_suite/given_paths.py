@@ -35,5 +35,7 @@ def meant_file(path: str | Path, but: Collection[str] = ()) -> str:
     beside: dict[str, str] = {}
     with suppress(OSError):
         beside = {found.name: str(found) for found in here.parent.iterdir()}
-    near = closest(here.name, [name for name, whole in beside.items() if whole not in but])
+    # alike before the suffix, too: two names that end in .yaml are half the same
+    alike = [name for name in beside if closest(here.stem, [Path(name).stem])]
+    near = closest(here.name, [name for name in alike if beside[name] not in but])
     return f" Did you mean {beside[near]!r}?" if near and not here.exists() else ""

@@ -23,11 +23,12 @@ def test_what_no_file_can_be_called_is_named(text: str) -> None:
 
 
 def test_a_file_beside_the_one_that_is_not_there_may_be_meant(tmp_path: Path) -> None:
-    for name in ("best.ckpt", "other.txt", "quests.txt"):
+    for name in ("best.ckpt", "pets.ckpt", "quests.txt"):
         (tmp_path / name).touch()
     best = str(tmp_path / "best.ckpt")
     assert meant_file(tmp_path / "bst.ckpt") == f" Did you mean {best!r}?"
     assert meant_file(str(tmp_path / "bst.ckpt"), but=[best]) == ""
     assert meant_file(best) == ""  # it is there
+    assert meant_file(tmp_path / "nope.ckpt") == ""  # no more alike than their suffix
     assert meant_file(tmp_path / "nothing like these") == ""
     assert meant_file(tmp_path / "no folder" / "best.ckpt") == ""
