@@ -92,8 +92,9 @@ def test_online_and_on_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_overlay_goes_with_any_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
-    overlays = ["overlays/gradient_features", "overlays/depth_mup", "overlays/feature_dynamics"]
+    overlays = ["overlays/gradient_features", "overlays/feature_dynamics"]
     assert main(["check", "depth_mup/digits", *overlays]) == 0
+    assert main(["check", "depth_mup/llama_from_scratch", *overlays, "overlays/depth_mup"]) == 0
     options = ["--trainer.max_steps=12", "--model.init_args.depth=4"]
     assert main(["fit", "-c", "depth_mup/digits", "-c", overlays[0], *FAST, *options]) == 0
     table = merge_shards("lightning_logs/version_0/gradient_features")
