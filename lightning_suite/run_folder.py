@@ -47,7 +47,10 @@ _PACKAGES = (
     "datasets",
 )
 # Where a run keeps files that appear by a rename, seen from the folder of all runs.
-_WRITTEN = ("*", "*/artifacts", "*/gradient_features", "*/gradient_features/shards")
+_WRITTEN = (
+    *("*", "*/artifacts", "*/checkpoints"),
+    *("*/gradient_features", "*/gradient_features/shards"),
+)
 # The same figure must give the same bytes: a fixed salt for the ids, glyphs as paths (no fonts of
 # the reader's machine), and no date.
 _SVG_RC = {"svg.hashsalt": "lightning-suite", "svg.fonttype": "path"}

@@ -180,6 +180,7 @@ def test_a_run_that_begins_tidies_up_after_killed_ones_beside_it(tmp_path: Path)
     halves = [
         tmp_path / "version_0" / ".run.json.abcdefgh.suite-partial",
         tmp_path / "version_0" / "artifacts" / ".t.csv.abcdefgh.suite-partial",
+        tmp_path / "version_0" / "checkpoints" / ".last.ckpt.abcdefgh.suite-partial",
         tmp_path / "version_0" / "gradient_features" / ".manifest.json.abcdefgh.suite-partial",
         tmp_path / "version_0/gradient_features/shards/.rank0-000000.parquet.abc.suite-partial",
     ]

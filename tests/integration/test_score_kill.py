@@ -140,5 +140,5 @@ def test_a_refusal_ends_all_processes_with_one_message(whole: Path) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert err.count("lightning-suite: error:") == 1
-    assert "the scores in this folder were made in another way" in err
+    assert "the scores in this folder were made with other weights of the model" in err
     assert "Traceback" not in err
