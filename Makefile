@@ -99,7 +99,7 @@ test: $(STAMP)dev lint  ## Install, lint, check types, and run the whole test su
 	@echo "==> tests"
 	@$(BIN)/python -m pytest
 
-fuzz: $(STAMP)dev  ## Read tens of thousands of damaged files (an hour; docs/reliability.md).
+fuzz: $(STAMP)dev  ## Read fifty thousand damaged files (ten minutes; docs/reliability.md).
 	@HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest tests/fuzz
 
 kill-check: $(STAMP)dev  ## Kill the long-running commands 126 times and compare (docs/reliability.md).
