@@ -136,7 +136,7 @@ def check_use(python: Path, folder: Path) -> None:
     if "depth_mup/digits" not in listed or "overlays/wandb" not in listed:
         raise CheckError(f"list does not show the configs:\n{listed}")
     suite("cp", "depth_mup/digits", "mine.yaml")
-    suite("check", "mine.yaml", "overlays/depth_mup")
+    suite("check", "mine.yaml", "overlays/feature_dynamics")
     suite("doctor")
     say("list, cp, check and doctor work in an empty folder")
     suite("fit", "-c", "mine.yaml", "--trainer.max_steps=5", "--trainer.accelerator=cpu")
