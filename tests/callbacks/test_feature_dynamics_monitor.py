@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import PATTERNS, Batches, ForeignModule, quiet_trainer
+from foreign import PATTERNS, Batches, ForeignModule, built_late_in, quiet_trainer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder
 from torch import Tensor, nn
@@ -445,17 +445,7 @@ def test_a_resumed_run_measures_from_weights_that_another_callback_drew(
 def test_a_module_that_builds_its_net_late_is_measured_and_resumed(
     tmp_path: Path, hook: str
 ) -> None:
-    class Late(ForeignModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.waiting = [self.backbone]  # in a list, it is no part of the module
-            del self.backbone
-
-        def build(self, stage: str = "") -> None:
-            if self.waiting:
-                self.backbone = self.waiting.pop()
-
-    setattr(Late, hook, Late.build)
+    late = built_late_in(hook)
 
     def train(
         folder: Path, module: ForeignModule, *other: Callback, ckpt_path: Path | None = None
@@ -467,8 +457,8 @@ def test_a_module_that_builds_its_net_late_is_measured_and_resumed(
 
     checkpoint = tmp_path / "mid.ckpt"
     with pytest.raises(RuntimeError, match="killed"):
-        train(tmp_path / "a", Late(), SaveAndDie(checkpoint, 6))
-    train(tmp_path / "a", Late(), ckpt_path=checkpoint)
+        train(tmp_path / "a", late(), SaveAndDie(checkpoint, 6))
+    train(tmp_path / "a", late(), ckpt_path=checkpoint)
     train(tmp_path / "b", ForeignModule())
     assert table(tmp_path / "a") == table(tmp_path / "b")
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign import Batches, ForeignModule, quiet_trainer, same, weights
+from foreign import Batches, ForeignModule, built_late_in, quiet_trainer, same, weights
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -431,17 +431,7 @@ def test_a_checkpoint_of_an_exception_holds_the_batch_that_was_trained(tmp_path:
 def test_a_module_that_builds_its_net_late_is_recorded_and_resumed(
     tmp_path: Path, hook: str
 ) -> None:
-    class Late(ForeignModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.waiting = [self.backbone]  # in a list, it is no part of the module
-            del self.backbone
-
-        def build(self, stage: str = "") -> None:
-            if self.waiting:
-                self.backbone = self.waiting.pop()
-
-    setattr(Late, hook, Late.build)
+    late = built_late_in(hook)
 
     def train(
         folder: Path, module: ForeignModule, *other: Callback, ckpt_path: Path | None = None
@@ -453,8 +443,8 @@ def test_a_module_that_builds_its_net_late_is_recorded_and_resumed(
         return read(folder)
 
     with pytest.raises(StopError):
-        train(tmp_path / "rows", Late(), SaveThenDie(tmp_path / "mid.ckpt", 9, later=1))
-    resumed = train(tmp_path / "rows", Late(), ckpt_path=tmp_path / "mid.ckpt")
+        train(tmp_path / "rows", late(), SaveThenDie(tmp_path / "mid.ckpt", 9, later=1))
+    resumed = train(tmp_path / "rows", late(), ckpt_path=tmp_path / "mid.ckpt")
     whole = train(tmp_path / "whole", ForeignModule())
     assert resumed.keys() == whole.keys()
     for name in whole:
@@ -471,17 +461,8 @@ def test_what_a_module_puts_in_its_net_s_place_in_setup_is_what_is_recorded(tmp_
 
 
 def test_a_late_module_without_a_match_is_refused_when_its_net_is_there(tmp_path: Path) -> None:
-    class Late(ForeignModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.waiting = [self.backbone]
-            del self.backbone
-
-        def configure_model(self) -> None:
-            self.backbone = self.waiting.pop()
-
     with pytest.raises(SuiteError, match=r"Did you mean 'up'\? There are: backbone.head, "):
-        record(tmp_path, Late(), Batches(), modules="upp")
+        record(tmp_path, built_late_in("configure_model")(), Batches(), modules="upp")
 
 
 @pytest.mark.filterwarnings("ignore:`weights_only` was not set")

@@ -140,6 +140,23 @@ def quiet_trainer(callbacks: Sequence[Callback] = (), cls: Any = Trainer, **opti
     return cls(callbacks=list(callbacks), **{**defaults, **options})
 
 
+def built_late_in(hook: str) -> type[ForeignModule]:
+    """Return a module that has no net before Lightning calls ``hook``."""
+
+    class Late(ForeignModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waiting = [self.backbone]  # in a list, it is no part of the module
+            del self.backbone
+
+        def build(self, stage: str = "") -> None:
+            if self.waiting:
+                self.backbone = self.waiting.pop()
+
+    setattr(Late, hook, Late.build)
+    return Late
+
+
 def weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
