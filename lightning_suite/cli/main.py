@@ -12,6 +12,7 @@ from contextlib import suppress
 from lightning_suite import __version__
 from lightning_suite.cli.commands import COMMANDS, TRAINER_COMMANDS
 from lightning_suite.cli.disk_errors import explain_disk_error
+from lightning_suite.cli.process_group import process_group_ended
 from lightning_suite.cli.trainer_help import short_help
 from lightning_suite.errors import SuiteError, did_you_mean
 
@@ -49,7 +50,8 @@ def main(args: list[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if args is None else args)
     try:
-        status = _dispatch(args)
+        with process_group_ended():
+            status = _dispatch(args)
         sys.stdout.flush()  # to a full disk, too, while it can be said
         return status
     except SuiteError as err:

@@ -525,6 +525,7 @@ def rank_loop(rank: int, port: int, folder: str) -> None:
     quiet_trainer(
         [callback], max_epochs=1, devices=2, strategy="ddp", use_distributed_sampler=False
     ).fit(StandStill(), Given(batches[rank::2]))
+    torch.distributed.destroy_process_group()
 
 
 def test_two_ranks_record_what_one_does(tmp_path: Path) -> None:

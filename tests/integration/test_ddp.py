@@ -56,6 +56,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
         "    trainer, weights = train(apply, devices=2, strategy='ddp')\n"
         "    if trainer.is_global_zero:\n"
         "        torch.save(weights, f'{apply}.pt')\n"
+        "torch.distributed.destroy_process_group()\n"
     )
     run = subprocess.run(
         [sys.executable, str(script)],

@@ -70,6 +70,7 @@ def test_two_processes_score_as_one_and_train_to_the_same_weights(tmp_path: Path
         "trainer, module, metrics = run(Path('.'), devices=2, strategy='ddp')\n"
         "torch.save(module.state_dict(), f'rank{trainer.global_rank}.pt')\n"
         "Path(f'rank{trainer.global_rank}.json').write_text(json.dumps(metrics))\n"
+        "torch.distributed.destroy_process_group()\n"
     )
     done = subprocess.run(
         [sys.executable, str(script)],
