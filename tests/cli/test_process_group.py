@@ -59,9 +59,13 @@ def test_a_group_that_was_there_before_stays(tmp_path: Path) -> None:
 
 
 def test_after_an_error_nothing_is_waited_for(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), process_group_ended():
-        begin(tmp_path)
-        raise KeyError("x")
+    def work() -> None:
+        with process_group_ended():
+            begin(tmp_path)
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        work()
     assert dist.is_initialized()
 
 
