@@ -34,8 +34,11 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def press_tab(script: Path) -> Iterator[Callable[[str], str]]:
-    """Type a line and Tab twice in an interactive bash; return what is then on the screen."""
+def press_tab(script: Path) -> Iterator[Callable[[str, set[str]], str]]:
+    """Type a line and Tab twice in an interactive bash; return what is then on the screen.
+
+    Reading ends as soon as the words that are expected are there, and the prompt after them.
+    """
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("no bash here")
@@ -52,12 +55,11 @@ def press_tab(script: Path) -> Iterator[Callable[[str], str]]:
     os.write(terminal, f"source {script}; PS1='{DONE[:3]}''{DONE[3:]}'\n".encode())
     _read_until(terminal, lambda text: DONE in text)
 
-    def press(line: str) -> str:
+    def press(line: str, expected: set[str]) -> str:
         os.write(terminal, line.encode() + b"\t\t")
-        shown = _read_until(terminal, lambda _: False, quiet=1.0)
+        shown = _read_until(terminal, lambda text: expected <= words(text))
         os.write(terminal, b"\x15\n")  # forget the line
-        _read_until(terminal, lambda text: DONE in text)
-        return shown
+        return shown + _read_until(terminal, lambda text: DONE in text)
 
     yield press
     os.write(terminal, b"exit\n")
@@ -71,7 +73,7 @@ def _plain(home: Path) -> dict[str, str]:
 
 def _read_until(terminal: int, done: Callable[[str], bool], quiet: float = 20.0) -> str:
     """Read until `done`, or until nothing came for `quiet` seconds."""
-    text, end = "", time.monotonic() + 30
+    text, end = "", time.monotonic() + 60
     while not done(text) and time.monotonic() < end:
         if not select.select([terminal], [], [], quiet)[0]:
             break
@@ -101,9 +103,9 @@ def words(text: str) -> set[str]:
     ],
 )
 def test_tab_completes_in_bash(
-    press_tab: Callable[[str], str], line: str, expected: set[str]
+    press_tab: Callable[[str, set[str]], str], line: str, expected: set[str]
 ) -> None:
-    shown = words(press_tab(line))
+    shown = words(press_tab(line, expected))
     assert expected <= shown
     assert "mine.txt" not in shown
 

@@ -66,7 +66,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) ->
     command = [sys.executable, "-m", "lightning_suite", "lr-transfer", *SMALL, "--out", tmp_path]
     process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
     chunks = tmp_path / "chunks"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not list(chunks.glob("*.csv")):
         assert process.poll() is None
         assert time.monotonic() < deadline

@@ -143,7 +143,7 @@ def browser(profile: Path) -> Iterator[Tab]:
         tab.close()
     finally:
         try:
-            process.wait(timeout=10)
+            process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
