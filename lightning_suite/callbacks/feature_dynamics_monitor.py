@@ -193,11 +193,25 @@ class FeatureDynamicsMonitor(Callback):
         )
         if lost:
             rank_zero_warn(f"FeatureDynamicsMonitor: {lost}")
-        self._restored = None
-        self._forget_loading()
         # the first multiple of the interval that is not behind us
         self._next = -(-trainer.global_step // self.every_n_steps) * self.every_n_steps
-        # asked here and on all ranks, because it communicates
+        # the run that is continued may have stepped over one, with several optimizers
+        interval, following = (self._restored or {}).get("next", (None, None))
+        if interval == self.every_n_steps:
+            self._next = following
+        self._restored = None
+        self._forget_loading()
+        self._find_folder(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the rows so far where nothing was left to train, so that training never started."""
+        if self._restored is not None:
+            self._record.take_over(self._restored)
+            self._find_folder(trainer)
+            self._write(trainer)
+
+    def _find_folder(self, trainer: Trainer) -> None:
+        # on all ranks, because it communicates
         self._folder = None if getattr(trainer, "fast_dev_run", False) else trainer.log_dir
 
     def on_train_batch_start(
@@ -293,7 +307,8 @@ class FeatureDynamicsMonitor(Callback):
         """
         if self._restored is not None:  # loaded, and not gone on with yet
             return self._restored
-        return self._record.state(with_reference=self.save_reference, with_rows=self.write_table)
+        record = self._record.state(with_reference=self.save_reference, with_rows=self.write_table)
+        return {**record, "next": [self.every_n_steps, self._next]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training starts: only then the weights are there to compare."""

@@ -21,7 +21,7 @@ from lightning_suite.resofilter.precision import (
 )
 from lightning_suite.resofilter.recorder import refuse_compiled, refuse_mixing_layers
 from lightning_suite.resofilter.reduction import REDUCTIONS, Reduction, reduction_of_tokens
-from lightning_suite.resofilter.running_means import RunningMeans
+from lightning_suite.resofilter.running_means import RunningMeans, Sums
 from lightning_suite.resofilter.targets import find_targets
 from lightning_suite.resofilter.training_recorder import TrainingRecorder, group_of
 from lightning_suite.strategies import refuse_sharded_parameters
@@ -81,7 +81,8 @@ class GradientFeatureCallback(Callback):
     entries.
 
     In the first batch each layer's rows, summed over all samples, are compared with the gradient
-    that autograd gives its weight, where that is of 32 bits and no hook changes it; in Python,
+    that autograd gives its weight, where no hook of the user's changes that; in 16 bits (weights or
+    autocast) to within a few eps of the type, as autograd rounds. In Python,
     ``callback.verify = False`` leaves that out.
 
     Raises:
@@ -138,6 +139,7 @@ class GradientFeatureCallback(Callback):
         self._path: Path | None = None
         self._recording: TrainingRecorder | None = None
         self._store: OnlineStore | None = None
+        self._means: RunningMeans | None = None  # since the last log; of the last fit
         self._step = 0
 
     @property
@@ -187,6 +189,15 @@ class GradientFeatureCallback(Callback):
         if self._recording is None:
             return
         refuse_mixing_layers(pl_module)
+        self._begin(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy the rows where nothing was left to train, so that training never started."""
+        if self._restored is not None and self._restored["batches"]:
+            self._begin(trainer, pl_module)
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._recording is not None
         self._products = precision_of(pl_module, pl_module.device)
         recorder = self._recording.recorder
         warn_of_rounded_products(recorder.features, self._products)
@@ -194,10 +205,14 @@ class GradientFeatureCallback(Callback):
         if restored is not None:
             self._batches = restored["batches"]
             self._layouts = restored.get("batch_first", [])
+            means = restored.get("means", [])  # earlier releases have none
         elif trainer.global_step == 0:
-            self._batches, self._layouts = 0, []
+            self._batches, self._layouts, means = 0, [], []
+        else:  # a further fit of this trainer
+            means = [] if self._means is None else [self._means.state()] * trainer.world_size
         recorder.unambiguous.update(self._layouts)
         self._means = RunningMeans(recorder)
+        self._means.restore(means, trainer.global_rank, trainer.world_size)
         self._group = group_of(recorder.targets[0], trainer.optimizers)
         log_dir = trainer.log_dir  # a broadcast: on every rank
         if getattr(trainer, "fast_dev_run", False):
@@ -258,7 +273,7 @@ class GradientFeatureCallback(Callback):
             return False
         rows = self._recording.end()
         self._batches += 1
-        if rows is None:
+        if rows is None or self._means is None:
             return False
         self._means.add(rows)
         if self._store is not None:
@@ -278,10 +293,13 @@ class GradientFeatureCallback(Callback):
 
         Whoever saves at the end of a batch may stand before this callback.
         """
-        if self._at_hand.is_trained_on(trainer):
-            if self._end_batch():
-                self._log_if_due(trainer, pl_module)
-            checkpoint.setdefault("callbacks", {})[self.state_key] = self.state_dict()
+        if self._at_hand.is_trained_on(trainer) and self._end_batch():
+            self._log_if_due(trainer, pl_module)
+        state = self.state_dict()
+        # ranks do not meet in an error, which only one of them may have
+        if self._restored is None and trainer.world_size > 1 and not trainer.interrupted:
+            state["means"] = self._means_of_ranks(trainer, pl_module.device)
+        checkpoint.setdefault("callbacks", {})[self.state_key] = state
         if self._store is not None:
             self._store.flush()
 
@@ -301,7 +319,10 @@ class GradientFeatureCallback(Callback):
             self._finish()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return of how many batches the rows so far are, where they are, and known layouts."""
+        """Return of how many batches the rows so far are, where they are, and known layouts.
+
+        And this rank's part of what is logged next; a checkpoint has that of every rank.
+        """
         if self._restored is not None:
             return self._restored
         folder = "" if self._path is None else str(self._path.resolve())
@@ -310,6 +331,7 @@ class GradientFeatureCallback(Callback):
             "batches": self._batches,
             "folder": folder,
             "batch_first": self._known_layouts(),
+            "means": [] if self._means is None else [self._means.state()],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -346,7 +368,15 @@ class GradientFeatureCallback(Callback):
             float64_columns=recorder.float64_columns,
         )
 
+    def _means_of_ranks(self, trainer: Trainer, device: torch.device) -> list[list[Sums]]:
+        if self._means is None:
+            return []
+        mine = torch.tensor(self._means.state(), dtype=torch.float64, device=device)
+        ranks = trainer.strategy.all_gather(mine).view(-1, *mine.shape)
+        return [[(total, int(n), top) for total, n, top in rank] for rank in ranks.tolist()]
+
     def _log(self, trainer: Trainer, device: torch.device) -> None:
+        assert self._means is not None
         sums, largest = self._means.pop()
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums.to(device), reduce_op="sum").cpu()

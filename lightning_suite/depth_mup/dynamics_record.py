@@ -56,13 +56,11 @@ class DynamicsRecord:
         if saved is not None and not saved["fingerprint"]:  # saved before its training began
             saved = None
         if saved is not None:
-            table = saved.get("table")  # earlier releases have none
-            self.rows = table_rows(table) if table else []
+            self.take_over(saved)
         self.rows = [row for row in self.rows if row["step"] < step]
         if saved is not None:
             start: Mapping[str, Tensor] = saved.get("reference") or built or {}
             if fingerprint(start) == saved["fingerprint"]:
-                self.reference_step = saved["reference_step"]
                 matrices = probe.matrices()
                 self.reference = {
                     name: w.to(device or matrices[name].device) for name, w in start.items()
@@ -70,6 +68,16 @@ class DynamicsRecord:
                 return ""
         self.reference_step, self.reference = step, probe.snapshot(device)
         return "" if saved is None else _LOST.format(step=step)
+
+    def take_over(self, saved: Mapping[str, Any]) -> None:
+        """Take the rows of a training that is resumed, and the step that they are measured from.
+
+        Args:
+            saved: :meth:`state` of that training.
+        """
+        table = saved.get("table")  # earlier releases have none
+        self.rows = table_rows(table) if table else []
+        self.reference_step = saved["reference_step"]
 
     def add(self, step: int, curves: Iterable[Mapping[str, float]]) -> None:
         """Add a measured step; see :meth:`~lightning_suite.depth_mup.dynamics.Dynamics.curves`."""

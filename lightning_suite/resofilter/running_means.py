@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_suite.resofilter.probe import Rows
 from lightning_suite.resofilter.recorder import FeatureRecorder
+
+# Of a feature: the sum over samples, how many they are, and the largest value.
+Sums = tuple[float, int, float]
+_NOTHING: Sums = (0.0, 0, -math.inf)
 
 
 class RunningMeans:
@@ -23,7 +28,7 @@ class RunningMeans:
         self._columns = {
             name: [f"{target.name}.{name}" for target in recorder.targets] for name in names
         }
-        self._sums: dict[str, tuple[float, int, float]] = {}
+        self._sums = dict.fromkeys(names, _NOTHING)
 
     def add(self, rows: Rows) -> None:
         """Add a batch."""
@@ -32,25 +37,47 @@ class RunningMeans:
                 continue
             values = torch.stack([rows[column] for column in columns]).mean(0)
             values = values[values.isfinite()]
-            total, count, largest = self._sums.get(name, (0.0, 0, -math.inf))
             if len(values):
+                total, count, largest = self._sums[name]
                 total, largest = total + float(values.sum()), max(largest, float(values.max()))
-            self._sums[name] = (total, count + len(values), largest)
+                self._sums[name] = (total, count + len(values), largest)
 
     def pop(self) -> tuple[Tensor, Tensor]:
         """Return (sum, number) [F, 2] and the largest values [F], to be reduced over ranks."""
-        rows, self._sums = list(self._sums.items()), {}
-        self._names = [name for name, _ in rows]
+        rows, self._sums = list(self._sums.values()), dict.fromkeys(self._columns, _NOTHING)
         wide = torch.float32  # the default has 16 bits in true half precision
-        sums = torch.tensor([[total, count] for _, (total, count, _) in rows], dtype=wide)
-        return sums, torch.tensor([largest for _, (_, _, largest) in rows], dtype=wide)
+        sums = torch.tensor([[total, count] for total, count, _ in rows], dtype=wide)
+        return sums, torch.tensor([largest for _, _, largest in rows], dtype=wide)
 
     def summary(self, sums: Tensor, largest: Tensor) -> dict[str, float]:
         """Return what :meth:`pop` gave as metrics."""
         found: dict[str, float] = {}
         for name, (total, count), top in zip(
-            self._names, sums.tolist(), largest.tolist(), strict=True
+            self._columns, sums.tolist(), largest.tolist(), strict=True
         ):
             if count:
                 found |= {name: total / count, f"{name}_max": top, "samples": count}
         return found
+
+    def state(self) -> list[Sums]:
+        """Return what was added since the last log, for a checkpoint: F times three numbers."""
+        return list(self._sums.values())
+
+    def restore(self, ranks: Sequence[Sequence[Sums]], rank: int, world_size: int) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            ranks: :meth:`state` of each rank of the run that is continued, or of some of them.
+            rank: Of this process.
+            world_size: How many there are now. Where they were not as many, the first one takes
+                all: what is logged is over all ranks.
+        """
+        mine = [ranks[rank]] if len(ranks) == world_size else [] if rank else ranks
+        for name, *of_ranks in zip(self._columns, *mine, strict=True):
+            for total, count, largest in of_ranks:
+                before = self._sums[name]
+                self._sums[name] = (
+                    before[0] + total,
+                    before[1] + count,
+                    max(before[2], largest),
+                )

@@ -30,6 +30,11 @@ _SKETCH = Sketch(size=16)
 # it in float32: transformers' norms, rotations and soft-capping), of float32, and of float32 whose
 # products may be rounded to TF32. Faults are of the size of the gradient itself.
 _FLOAT64, _FLOAT32, _ROUNDED = 1e-4, 1e-2, 5e-2
+# In 16 bits rows and gradients of outputs are those that autograd has, to the last bit, and their
+# products are summed in float32; what autograd rounds is the sum: of each call of the layer, and of
+# the calls together, by half an eps, and entries below the smallest normal number by as much as
+# that one. So many eps are granted.
+_EPSILONS = 16
 # What cancels, or vanishes, has no digits left: of Σ_t ‖x_t‖‖g_t‖, and of the largest gradient of
 # all layers, these shares of the allowed difference are granted, too.
 _OF_BOUND, _OF_LARGEST = 1e-3, 1e-4
@@ -46,9 +51,13 @@ class GradientCheck:
 
     def __init__(self, targets: Sequence[Target], sample: int | None = None) -> None:
         self.targets, self.sample = tuple(targets), sample
+        # one sample's gradient is of another forward pass, whose errors no eps of a type bounds
+        self._enough = 16 if sample is None else 32
         self._rows: dict[str, Tensor] = {}  # target -> projection of its gradient [k, k]
         self._truth: dict[str, Tensor] = {}
         self._bounds: dict[str, float] = {}
+        self._rough: dict[str, float] = {}  # of targets in which something has 16 bits: its eps
+        self._of_calls: dict[str, float] = {}  # sum of the calls' ‖G‖, where it has
         self._excluded: set[str] = set()
         self._of_parameter: dict[Tensor, list[Target]] = defaultdict(list)
         for target in self.targets:
@@ -60,17 +69,26 @@ class GradientCheck:
         if not getattr(target.module, target.parameter).requires_grad and self.sample is None:
             self._excluded.add(target.name)  # an optimizer's toggling: autograd has none
             return
-        if any(values.dtype.itemsize < 4 for pair in pairs for values in pair):
-            self._excluded.add(target.name)  # 16 bits
+        dtypes = {values.dtype for pair in pairs for values in (*pair, target.weight)}
+        if not all(_has_digits(dtype, self._enough) for dtype in dtypes):
+            self._excluded.add(target.name)
             return
+        if short := [dtype for dtype in dtypes if not _has_digits(dtype, 32)]:
+            self._rough[target.name] = max(torch.finfo(dtype).eps for dtype in short)
         if self.sample is None:
             rows = [(target.inputs(x), target.output_gradients(g)) for x, g in pairs]
         else:
             rows = [gradients.samples()[self.sample]]
         for inputs, outputs in rows:
-            x, g = inputs.flatten(0, -2).to(outputs.dtype), outputs.flatten(0, -2)
+            x, g = inputs.flatten(0, -2), outputs.flatten(0, -2)
+            wide = torch.promote_types(g.dtype, torch.float32)
+            x, g = x.to(wide), g.to(wide)
             left, right = _projections(target, (g.shape[1], x.shape[1]), g)
             sketch = (g @ left.mT).mT @ (x @ right.mT)
+            if short:
+                smallest = max(torch.finfo(dtype).smallest_normal for dtype in short)
+                of_call = float(sketch.norm()) + smallest * (g.shape[1] * x.shape[1]) ** 0.5
+                self._of_calls[target.name] = self._of_calls.get(target.name, 0.0) + of_call
             self._rows[target.name] = self._rows.get(target.name, 0) + sketch
             bound = float((x.norm(dim=1) * g.norm(dim=1)).sum())
             self._bounds[target.name] = self._bounds.get(target.name, 0.0) + bound
@@ -78,27 +96,20 @@ class GradientCheck:
     def attach(self) -> None:
         """Read the gradients of parameters as autograd makes them, before anything adds to them.
 
-        What does not belong to this process alone, has 16 bits, or has hooks of the user's that may
-        change it, is not compared.
+        What does not belong to this process alone, or has hooks of the user's that may change it,
+        is not compared.
         """
         for parameter, targets in self._of_parameter.items():
+            hooks = (parameter._backward_hooks or {}).values()
             if (
                 isinstance(parameter, DTensor)
                 or not (parameter.requires_grad and parameter.is_leaf)
-                or parameter._backward_hooks
-                or parameter.dtype.itemsize < 4
+                or not all(isinstance(hook, _Reader) for hook in hooks)
+                or not _has_digits(parameter.dtype, self._enough)
             ):
                 self._excluded |= {target.name for target in targets}
                 continue
-
-            def take(gradient: Tensor, targets: list[Target] = targets) -> None:
-                for target in targets:
-                    G = target.as_matrix(gradient.detach())
-                    left, right = _projections(target, G.shape, G)
-                    sketch = left @ G @ right.mT
-                    self._truth[target.name] = self._truth.get(target.name, 0) + sketch
-
-            handle: RemovableHandle = parameter.register_hook(take)
+            handle: RemovableHandle = parameter.register_hook(_Reader(targets, self._truth))
             self._handles.append(handle)
 
     def detach(self) -> None:
@@ -163,14 +174,32 @@ class GradientCheck:
         nothing = torch.zeros_like(like)
         rows, truth = self._rows.get(name, nothing), self._truth.get(name, nothing)
         norm, off = float(truth.norm()), float((rows - truth).norm())
-        scale = norm + _OF_BOUND * self._bounds.get(name, 0.0) + _OF_LARGEST * largest
+        allowed = max(_allowed(rows, truth), _EPSILONS * self._rough.get(name, 0.0))
+        norm_of_calls = max(norm, self._of_calls.get(name, 0.0))
+        scale = norm_of_calls + _OF_BOUND * self._bounds.get(name, 0.0) + _OF_LARGEST * largest
         # a weight that has a gradient without any call of its layer is wrong at any size
-        if off <= _allowed(rows, truth) * scale and (name in self._rows or norm == 0):
+        if off <= allowed * scale and (name in self._rows or norm == 0):
             return None
         return (
             f"{name}: norm {float(rows.norm()):.4g} from its rows, {norm:.4g} by autograd, of the "
             f"difference {off:.4g}"
         )
+
+
+class _Reader:
+    """A hook that reads a parameter's gradient and leaves it as it is."""
+
+    def __init__(self, targets: Sequence[Target], found: dict[str, Tensor]) -> None:
+        self._targets, self._found = targets, found
+
+    def __call__(self, gradient: Tensor) -> None:
+        # `backward` may be called inside of autocast
+        with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
+            for target in self._targets:
+                G = target.as_matrix(gradient)
+                left, right = _projections(target, G.shape, G)
+                sketch = left @ G.to(left.dtype) @ right.mT
+                self._found[target.name] = self._found.get(target.name, 0) + sketch
 
 
 def is_checkable(model: nn.Module) -> bool:
@@ -189,6 +218,11 @@ def buffers_restored(model: nn.Module) -> Iterator[None]:
     finally:
         for buffer, values in before:
             buffer.copy_(values)
+
+
+def _has_digits(dtype: torch.dtype, enough: int) -> bool:
+    """Whether it is one of at least so many bits that values are computed in."""
+    return dtype.is_floating_point and 8 * dtype.itemsize >= enough
 
 
 def _projections(target: Target, shape: Sequence[int], like: Tensor) -> list[Tensor]:

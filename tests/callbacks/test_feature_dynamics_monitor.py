@@ -481,7 +481,7 @@ def test_a_checkpoint_stays_small(tmp_path: Path) -> None:
     monitor = FeatureDynamicsMonitor()
     fit(tmp_path, monitor, max_steps=1)
     state = monitor.state_dict()
-    assert set(state) == {"version", "reference_step", "fingerprint", "table"}
+    assert set(state) == {"version", "reference_step", "fingerprint", "table", "next"}
     assert state["table"]["values"].shape == (3, 11)  # of the one step that was measured
     assert all(len(entries) <= 8 for entries in state["fingerprint"].values())
 
@@ -575,3 +575,42 @@ def test_a_block_that_cannot_run_alone_ends_the_measurements_and_not_training(
     fit(tmp_path, model=plain)
     assert_same_weights(watched, plain)
     assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_resumed_run_measures_what_several_optimizers_stepped_over(tmp_path: Path) -> None:
+    """The global step is 0, 2, 4, …: of every third one 4 is due, and 6, when a resume is at 4."""
+
+    def train(folder: Path, *other: Callback, ckpt_path: Path | None = None) -> list[int]:
+        model = seeded(Regression, manual=True)
+        callbacks = [FeatureDynamicsMonitor(3), *other]
+        trainer = quiet_trainer(callbacks, max_epochs=3, default_root_dir=folder)
+        trainer.fit(model, data(), data(), ckpt_path=ckpt_path, weights_only=True)
+        return steps(folder)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path / "a", SaveAndDie(tmp_path / "mid.ckpt", 4))
+    whole = [0, 4, 6, 10, 12, 16, 18, 22]
+    assert train(tmp_path / "a", ckpt_path=tmp_path / "mid.ckpt") == whole
+    assert train(tmp_path / "b") == whole
+    state = torch.load(tmp_path / "mid.ckpt", weights_only=True)
+    del state["callbacks"]["FeatureDynamicsMonitor"]["next"]  # as of an earlier release
+    torch.save(state, tmp_path / "old.ckpt")
+    assert train(tmp_path / "c", ckpt_path=tmp_path / "old.ckpt") == [0, *whole[2:]]
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 2}, {"max_epochs": 9, "max_steps": 7}])
+def test_a_resume_with_nothing_left_to_train_has_the_whole_table_in_its_own_folder(
+    tmp_path: Path, limit: dict[str, int]
+) -> None:
+    def train(folder: Path, ckpt_path: Path | None = None, **limit: int) -> Any:
+        monitor = FeatureDynamicsMonitor(2, patterns=PATTERNS)
+        trainer = quiet_trainer([monitor], default_root_dir=folder, **limit)
+        trainer.fit(ForeignModule(), Batches(), ckpt_path=ckpt_path, weights_only=True)
+        return trainer
+
+    train(tmp_path / "a", **limit).save_checkpoint(done := tmp_path / "done.ckpt")
+    train(tmp_path / "b", done, **limit).save_checkpoint(again := tmp_path / "again.ckpt")
+    assert table(tmp_path / "b") == table(tmp_path / "a")
+    train(tmp_path / "c", again, max_epochs=3)
+    assert table(tmp_path / "c")[: len(table(tmp_path / "a"))] == table(tmp_path / "a")
+    assert steps(tmp_path / "c")[:5] == [0, 2, 4, 6, 8]
