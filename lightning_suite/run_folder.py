@@ -17,7 +17,9 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -156,7 +158,7 @@ class RunFolder:
         svg, png = self.artifacts / f"{name}.svg", self.artifacts / f"{name}.png"
         with atomic_write(svg, "wb") as file:
             save_svg(figure, file)
-        with atomic_write(png, "wb") as file:
+        with atomic_write(png, "wb") as file, _any_letters():
             figure.savefig(file, format="png", bbox_inches="tight", dpi=150)
         self._add(Artifact(name, "figure", (svg.name, png.name), title, caption, section))
         return svg
@@ -181,9 +183,9 @@ class RunFolder:
         """
         torch = sys.modules.get("torch")  # a record must not be the reason to load torch
         record = {
-            "command": list(command),
+            "command": [_whole(word) for word in command],
             "seed": seed,
-            "note": note,
+            "note": _whole(note),
             "state": state,
             "time": _now(),
             "versions": {"python": platform.python_version(), **_versions()},
@@ -208,7 +210,7 @@ class RunFolder:
         if not (record := self.record()):
             return
         record["state"] = "stopped" if stopped_by else "finished"
-        record["stopped_by"] = stopped_by
+        record["stopped_by"] = _whole(stopped_by)
         record["ended"] = _now()
         write_json(self.path / "run.json", record)
 
@@ -261,8 +263,21 @@ class RunFolder:
 def save_svg(figure: Figure, file: IO[bytes]) -> None:
     """Write a matplotlib figure as SVG, with the same bytes for the same figure."""
     matplotlib = import_extra("matplotlib", "report")
-    with matplotlib.rc_context(_SVG_RC):
+    with matplotlib.rc_context(_SVG_RC), _any_letters():
         figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
+
+
+@contextmanager
+def _any_letters() -> Iterator[None]:
+    """Names in a figure may hold letters that no font here has: a box is drawn, without a word."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"(?s)Glyph .* missing from font", UserWarning)
+        yield
+
+
+def _whole(text: str) -> str:
+    r"""Write bytes of a file's name that are no text as ``\udcff``: no file could hold them."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _now() -> str:

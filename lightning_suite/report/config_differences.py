@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import groupby
 
 from lightning_suite.report.entries import Entry
 from lightning_suite.report.layout import Section, notice
 from lightning_suite.report.tables import html_table
+from lightning_suite.report.text import escape
 
 _MOST_KEYS = 200
 

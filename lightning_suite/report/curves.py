@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_suite.extras import import_extra
 from lightning_suite.report.metrics import Panel, Series
-from lightning_suite.report.style import CATEGORICAL, depth_colors, figure_style
+from lightning_suite.report.style import CATEGORICAL, depth_colors, figure_style, log_axis
+from lightning_suite.report.text import shortened
 from lightning_suite.run_folder import save_svg
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _POINTS = 400  # what a panel of this width can show
 _LABELS = 6  # what its legend can hold
+_LETTERS = 36  # of a line of it
 _STAGES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 _LOG_RATIO = 30.0  # a positive quantity that spans more than this is drawn on a log axis
 
@@ -108,12 +110,25 @@ def thin(series: Series, points: int = _POINTS) -> Series:
 def _distinct(
     lines: Sequence[tuple[str, str]], series: Mapping[str, Series]
 ) -> list[tuple[str, str]]:
-    """Draw equal curves once, with all their labels: learning rates of several roles often are."""
+    """Draw equal curves once, with all their labels: learning rates of several roles often are.
+
+    Of many labels the first ones are named, and how many there are beside them.
+    """
     found: dict[tuple[tuple[float, ...], tuple[float, ...]], list[tuple[str, str]]] = {}
     for label, name in lines:
         one = series[name]
         found.setdefault((tuple(one.steps), tuple(one.values)), []).append((label, name))
-    return [(", ".join(label for label, _ in same), same[0][1]) for same in found.values()]
+    return [(_joined([label for label, _ in same]), same[0][1]) for same in found.values()]
+
+
+def _joined(labels: Sequence[str]) -> str:
+    text = shortened(labels[0], _LETTERS)
+    for place, name in enumerate(labels[1:], 1):
+        more = f"{text}, {shortened(name, _LETTERS)}"
+        if len(more) > _LETTERS:
+            return f"{text} and {len(labels) - place} more"
+        text = more
+    return text
 
 
 def _colors(labels: Sequence[str], *, ordered: bool) -> list[str]:
@@ -134,4 +149,4 @@ def _evenly(n: int, most: int) -> set[int]:
 def _scale(axes: Axes, values: Sequence[float]) -> None:
     finite = [value for value in values if math.isfinite(value)]
     if finite and min(finite) > 0 and max(finite) / min(finite) > _LOG_RATIO:
-        axes.set_yscale("log")
+        log_axis(axes, min(finite), max(finite))

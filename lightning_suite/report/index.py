@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 
 from lightning_suite.errors import SuiteError
@@ -15,6 +14,7 @@ from lightning_suite.report.runs import find_runs
 from lightning_suite.report.shared_curves import shared_curves
 from lightning_suite.report.side_by_side import side_by_side
 from lightning_suite.report.tables import Cell, html_table, plain_number, short_number
+from lightning_suite.report.text import escape
 
 _GENERATOR = '<meta name="generator" content="lightning-suite">'
 _IN_ROW = 4  # figures of a run in the table of runs

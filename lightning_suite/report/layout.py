@@ -7,11 +7,15 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib import resources
+
+from lightning_suite.report.text import escape, shortened
 
 _LINK = re.compile(r"https?://[^\s<>&\"']*[^\s<>&\"'.,;:)]")
 _CODE = re.compile(r"`([^`\n]+)`")
+_HEADING = 160  # characters; no title that helps a reader is longer
+_IN_BAR = 40
+_PARAGRAPH = 5_000
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,12 @@ def render_page(title: str, header: str, sections: Sequence[Section]) -> str:
     )
     anchors = _anchors(sections)
     links = "".join(
-        f'<li><a href="#{anchor}">{escape(section.title)}</a></li>'
+        f'<li><a href="#{anchor}">{escape(shortened(section.title, _IN_BAR))}</a></li>'
         for anchor, section in zip(anchors, sections, strict=True)
     )
     body = "\n".join(
         f'<section id="{anchor}" aria-labelledby="{anchor}-title">\n'
-        f'<h2 id="{anchor}-title">{escape(section.title)}</h2>\n{section.body}\n</section>'
+        f'<h2 id="{anchor}-title">{heading(section.title)}</h2>\n{section.body}\n</section>'
         for anchor, section in zip(anchors, sections, strict=True)
     )
     return f"""<!doctype html>
@@ -84,9 +88,15 @@ def render_page(title: str, header: str, sections: Sequence[Section]) -> str:
 """
 
 
+def heading(text: str) -> str:
+    """Escape a title; the middle of one that is too long for a reader is left out."""
+    return escape(shortened(text, _HEADING))
+
+
 def prose(text: str) -> str:
     """Escape a caption; `` `code` `` becomes code and web addresses become links."""
-    safe = _CODE.sub(r"<code>\1</code>", escape(text))
+    cut = text if len(text) <= _PARAGRAPH else f"{text[:_PARAGRAPH]} …"
+    safe = _CODE.sub(r"<code>\1</code>", escape(cut))
     return _LINK.sub(lambda match: f'<a href="{match[0]}" rel="noreferrer">{match[0]}</a>', safe)
 
 
@@ -107,7 +117,7 @@ def code_block(summary: str, text: str, *, open_: bool = False) -> str:
 def _anchors(sections: Sequence[Section]) -> list[str]:
     anchors: list[str] = []
     for number, section in enumerate(sections, 1):
-        words = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")
+        words = re.sub(r"[^a-z0-9]+", "-", section.title[:_HEADING].lower()).strip("-")
         # "s-": no section title may take an id that the page itself uses
         anchor = f"s-{words or number}"
         anchors.append(anchor if anchor not in anchors else f"{anchor}-{number}")

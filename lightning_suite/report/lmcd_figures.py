@@ -17,6 +17,7 @@ from lightning_suite.extras import import_extra
 from lightning_suite.report.lmcd_folds import SCORES, fold_scores, fold_tables, folds_figure
 from lightning_suite.report.scen_figures import Drawing, Row, read_rows
 from lightning_suite.report.style import CATEGORICAL, INK, depth_colors, figure_style
+from lightning_suite.report.text import shortened
 from lightning_suite.run_folder import save_svg
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ SYSTEMS = {
 }
 _STUDENTS = 40  # rows of the heat map
 _KC_LETTERS = 34
+_STUDENT_LETTERS = 24
 
 
 def draw_diagnosis(tables: Mapping[str, Path]) -> list[Drawing]:
@@ -137,13 +139,17 @@ def mastery_figure(rows: Sequence[Row]) -> Figure:
         )
         axes.set_xticks(
             range(len(names)),
-            [_short(name) for name in names.values()],
+            [shortened(name, _KC_LETTERS) for name in names.values()],
             rotation=60 if len(names) > 2 else 0,  # steep: names must not push the map aside
             rotation_mode="anchor" if len(names) > 2 else "default",
             ha="right" if len(names) > 2 else "center",
             fontsize=8,
         )
-        axes.set_yticks(range(len(order)), [students[i] for i in order], fontsize=6.5)
+        axes.set_yticks(
+            range(len(order)),
+            [shortened(students[i], _STUDENT_LETTERS) for i in order],
+            fontsize=6.5,
+        )
         axes.set_ylim(len(order) - 0.5, -0.5)
         axes.set_ylabel("student")
         axes.grid(visible=False)
@@ -248,10 +254,6 @@ def items_figure(rows: Sequence[Row]) -> Figure:
 
 def _column(rows: Sequence[Row], name: str) -> np.ndarray:
     return np.array([float(row[name]) for row in rows])
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _KC_LETTERS else name[: _KC_LETTERS - 1].rstrip() + "…"
 
 
 def _diagonal(axes: Axes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 
 from lightning_suite.errors import SuiteError
@@ -13,6 +12,7 @@ from lightning_suite.report.lmcd_figures import draw_diagnosis
 from lightning_suite.report.lmcd_folds import SCORES
 from lightning_suite.report.scen_figures import read_rows
 from lightning_suite.report.svg import inline_svg
+from lightning_suite.report.text import escape
 
 _TILES = {
     "lmcd": ("AUC", "{answers:,} answers"),

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import base64
 import math
-import re
 import shlex
 from collections.abc import Callable
-from html import escape
 from itertools import groupby
 from pathlib import Path
-from urllib.parse import quote
 
 from lightning_suite.errors import MissingExtraError, SuiteError
 from lightning_suite.files import atomic_write
 from lightning_suite.report.curves import draw_panel
-from lightning_suite.report.layout import Section, code_block, notice, prose, render_page
+from lightning_suite.report.layout import Section, code_block, heading, notice, prose, render_page
 from lightning_suite.report.lmcd_section import diagnosis_cards
 from lightning_suite.report.metrics import (
     LEARNING_RATES,
@@ -30,6 +27,7 @@ from lightning_suite.report.runs import Run, open_run
 from lightning_suite.report.scen_section import edit_cards
 from lightning_suite.report.svg import inline_svg
 from lightning_suite.report.tables import IN_VIEW, breakable, html_table, read_table, short_number
+from lightning_suite.report.text import escape, relative_link
 from lightning_suite.run_folder import Artifact
 
 _DEFAULT_SECTION = "Results"
@@ -148,7 +146,7 @@ def _artifact(run: Run, folder: Path, artifact: Artifact) -> str:
     caption = f"<p>{prose(artifact.caption)}</p>" if artifact.caption else ""
     links = " · ".join(_link(run, folder / name) for name in artifact.files)
     return (
-        f'<figure class="card"><figcaption><h3>{escape(artifact.title or artifact.name)}</h3>'
+        f'<figure class="card"><figcaption><h3>{heading(artifact.title or artifact.name)}</h3>'
         f'{caption}</figcaption>{shown}<p class="files">{links}</p></figure>'
     )
 
@@ -180,7 +178,8 @@ def _table(folder: Path, artifact: Artifact) -> str:
 
 
 def _link(run: Run, path: Path) -> str:
-    return f'<a href="{quote(path.relative_to(run.folder).as_posix())}">{breakable(path.name)}</a>'
+    link = relative_link(path.relative_to(run.folder))
+    return f'<a href="{link}">{breakable(path.name)}</a>'
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -217,32 +216,31 @@ def _training_sections(run: Run) -> list[Section]:
 
 
 def _curves(plan: list[Panel], metrics: Metrics) -> str:
-    def heading(panel: Panel) -> str:  # the first two groups are short: one row without headings
+    def group_of(panel: Panel) -> str:  # the first two groups are short: one row without headings
         return "" if panel.group in {METRICS, LEARNING_RATES} else panel.group
 
     parts = []
-    for group, members in groupby(plan, heading):
+    for group, members in groupby(enumerate(plan), lambda member: group_of(member[1])):
         try:
             cards = [
-                _panel(f"curve-{group}-{number}-", panel, metrics, level=4 if group else 3)
-                for number, panel in enumerate(members)
+                _panel(f"curve-{number}-", panel, metrics, level=4 if group else 3)
+                for number, panel in members
             ]
         except MissingExtraError as err:
             return notice(f"The curves are not drawn: {err}")
         if group:
-            parts.append(f'<h3 class="group">{escape(group)}</h3>')
+            parts.append(f'<h3 class="group">{heading(group)}</h3>')
         parts.append(f'<div class="panels">{"".join(cards)}</div>')
     return "\n".join(parts)
 
 
 def _panel(prefix: str, panel: Panel, metrics: Metrics, *, level: int) -> str:
     svg = draw_panel(panel, metrics.series)
-    safe = re.sub(r"[^A-Za-z0-9-]", "-", prefix)
-    drawing = inline_svg(svg, prefix=safe, label=f"{panel.title} over steps")
+    drawing = inline_svg(svg, prefix=prefix, label=f"{panel.title} over steps")
     lost = sum(_not_finite(metrics.series[name]) for _, name in panel.lines)
     warning = notice(f"{lost} values are NaN or infinite.") if lost else ""
     return (
-        f'<figure class="card"><figcaption><h{level} class="panel">{escape(panel.title)}'
+        f'<figure class="card"><figcaption><h{level} class="panel">{heading(panel.title)}'
         f"</h{level}></figcaption>"
         f'<div class="plot">{drawing}</div>{warning}</figure>'
     )
@@ -256,7 +254,7 @@ def _tiles(plan: list[Panel], metrics: Metrics) -> str:
     """The last values of the first few metrics of the module, large."""
     names = [name for panel in plan if panel.group == METRICS for _, name in panel.lines]
     tiles = [
-        f'<div class="card"><dt>{escape(name)}</dt><dd>{short_number(repr(one.values[-1]))}'
+        f'<div class="card"><dt>{heading(name)}</dt><dd>{short_number(repr(one.values[-1]))}'
         f"<small>last, at step {one.steps[-1]:.0f}</small></dd></div>"
         for name, one in ((name, metrics.series[name]) for name in names[:4])
     ]
@@ -264,9 +262,14 @@ def _tiles(plan: list[Panel], metrics: Metrics) -> str:
 
 
 def _summary(plan: list[Panel], metrics: Metrics) -> str:
+    names = [name for panel in plan for _, name in panel.lines]
+    if all(len(metrics.series[name].values) == 1 for name in names):  # of a test: nothing to span
+        header = ["metric", "value"]
+        rows = [[name, repr(metrics.series[name].values[0])] for name in names]
+        return _summary_table(header, rows)
     header = ["metric", "first", "last", "lowest", "at step", "highest", "at step"]
     rows = []
-    for name in (name for panel in plan for _, name in panel.lines):
+    for name in names:
         one = metrics.series[name]
         places = [i for i, value in enumerate(one.values) if not math.isnan(value)]
         low = min(places, key=one.values.__getitem__, default=None)
@@ -279,6 +282,10 @@ def _summary(plan: list[Panel], metrics: Metrics) -> str:
             )
         ]
         rows.append([name, repr(one.values[0]), repr(one.values[-1]), *extremes])
+    return _summary_table(header, rows)
+
+
+def _summary_table(header: list[str], rows: list[list[str]]) -> str:
     table = html_table(header, rows, label="Summary of all logged values")
     return f'<h3 class="group">Summary</h3><div class="card">{table}</div>'
 

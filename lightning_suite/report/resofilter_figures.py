@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lightning_suite.extras import import_extra
 from lightning_suite.report.style import CATEGORICAL, INK, figure_style
+from lightning_suite.report.text import shortened
 from lightning_suite.resofilter.ranking import overlap, rank_correlations
 from lightning_suite.resofilter.selection import USABLE, score_column, table_columns
 from lightning_suite.resofilter.store import SAMPLE_COLUMNS
@@ -25,6 +26,8 @@ _PERCENTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
 _POINTS = 4000  # of a scatter plot; more are drawn as a sample of them
 _EXTREMES = 12
 _SHOWN = 400  # characters of a prompt or answer
+_LETTERS = 40  # of a name in a figure
+_LAYERS = 60  # rows of the heat map; a model of experts has thousands
 _BASELINES = ("loss", "length", "label_length", "ifd")
 
 
@@ -63,13 +66,15 @@ def describe_scores(
     lowest = np.argsort(np.argsort(values, kind="stable")) < (len(values) + 1) // 2
     add_histogram(folder, main, values, lowest, "is the lowest half")
     if main not in _BASELINES:
+        layers = len(_layer_columns(columns, main))
         _add(
             folder,
             "layers",
             layer_heatmap(columns, main),
             f"Percentiles of {main} in each watched layer",
             "Each row is a watched layer, each cell one percentile of the samples' values there, "
-            "in units of the layer's own interquartile range from its median.",
+            "in units of the layer's own interquartile range from its median."
+            + (f" {_LAYERS} of {layers:,} layers, evenly." if layers > _LAYERS else ""),
         )
     _add(
         folder,
@@ -164,7 +169,7 @@ def score_histogram(name: str, values: Array, kept: NDArray[np.bool_]) -> Figure
         for cut in (values[kept].min(), values[kept].max()):
             if bins[0] < cut < bins[-1]:
                 axes.axvline(cut, color=INK, linestyle=(0, (4, 3)), linewidth=1)
-        axes.set_xlabel(name)
+        axes.set_xlabel(shortened(name, _LETTERS))
         axes.set_ylabel("samples")
         axes.legend()
     return figure
@@ -172,7 +177,8 @@ def score_histogram(name: str, values: Array, kept: NDArray[np.bool_]) -> Figure
 
 def layer_heatmap(columns: Mapping[str, Any], feature: str) -> Figure:
     """Draw percentiles of a feature for every layer, in each layer's own units."""
-    names = [n for n in columns if n not in SAMPLE_COLUMNS and n.rpartition(".")[2] == feature]
+    names = _layer_columns(columns, feature)
+    names = [names[place] for place in _evenly(len(names))]
     rows = np.stack([np.nanpercentile(columns[name], _PERCENTILES) for name in names])
     low, middle, high = (rows[:, [_PERCENTILES.index(p)]] for p in (25, 50, 75))
     units = (rows - middle) / np.where(high > low, high - low, 1)
@@ -186,11 +192,21 @@ def layer_heatmap(columns: Mapping[str, Any], feature: str) -> Figure:
         axes.grid(visible=False)
         image = axes.imshow(units, aspect="auto", cmap="coolwarm", vmin=-3, vmax=3)
         axes.set_xticks(range(len(_PERCENTILES)), [f"{p}" for p in _PERCENTILES])
-        axes.set_yticks(range(len(labels)), labels)
+        axes.set_yticks(range(len(labels)), [shortened(label, _LETTERS) for label in labels])
         axes.set_xlabel("percentile of the samples")
         bar = figure.colorbar(image, ax=axes)
         bar.set_label("from the median, in IQR")
     return figure
+
+
+def _layer_columns(columns: Mapping[str, Any], feature: str) -> list[str]:
+    return [n for n in columns if n not in SAMPLE_COLUMNS and n.rpartition(".")[2] == feature]
+
+
+def _evenly(layers: int) -> list[int]:
+    """Return the layers that the heat map shows: all, or as many as a reader can."""
+    chosen = np.linspace(0, layers - 1, min(layers, _LAYERS)).round()
+    return [int(place) for place in np.unique(chosen)]
 
 
 def score_against(name: str, values: Array, columns: Mapping[str, Any]) -> Figure:
@@ -215,7 +231,7 @@ def score_against(name: str, values: Array, columns: Mapping[str, Any]) -> Figur
                 color=CATEGORICAL[0],
             )
             panel.set_xlabel(label)
-        panels[0].set_ylabel(name)
+        panels[0].set_ylabel(shortened(name, _LETTERS))
     return figure
 
 
@@ -265,8 +281,9 @@ def _matrix(names: Sequence[str], values: Sequence[Sequence[float]], *, low: flo
         axes = figure.subplots()
         axes.grid(visible=False)
         axes.imshow(values, cmap="coolwarm", vmin=low, vmax=1, aspect="auto")
-        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
-        axes.set_yticks(range(len(names)), names)
+        labels = [shortened(name, _LETTERS) for name in names]
+        axes.set_xticks(range(len(names)), labels, rotation=30, ha="right")
+        axes.set_yticks(range(len(names)), labels)
         for i, row in enumerate(values):
             for j, value in enumerate(row):
                 # the cell, not the page's theme, is behind the number

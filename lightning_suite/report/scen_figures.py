@@ -18,6 +18,7 @@ from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.report.style import CATEGORICAL, INK, figure_style, markers
 from lightning_suite.report.tables import read_table
+from lightning_suite.report.text import shortened
 from lightning_suite.run_folder import save_svg
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ OUTCOMES = {
 _KINDS = ("edit", "rephrase", "same_subject", "same_object", "random")  # others follow
 _MOST_GATES = 4
 _BINS = 40
+_LETTERS = 40  # of a name in a figure
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def draw_edits(tables: Mapping[str, Path]) -> list[Drawing]:
         drawings.append(
             Drawing(
                 "scen-margins",
-                f"Margins of {system}",
+                f"Margins of {shortened(system, _LETTERS)}",
                 "How far the nearest edit's score is above (fires) or below (stays quiet) its "
                 "threshold. Prompts that no edit comes near have none and are left out. The first "
                 "and last bar hold what is beyond.",
@@ -146,7 +148,7 @@ def curve_figure(rows: Sequence[Row]) -> Figure:
                     color=CATEGORICAL[place % len(CATEGORICAL)],
                     marker=signs[place],
                     markersize=4,
-                    label=system,
+                    label=shortened(system, _LETTERS),
                 )
             axes.set_title(metric)
             axes.set_ylim(-0.03, 1.03)
@@ -194,12 +196,15 @@ def gate_figure(rows: Sequence[Row]) -> Figure:
                 left += shares
             axes.set_yticks(
                 range(len(there)),
-                [f"{kind} ({total:,})" for kind, total in zip(there, totals, strict=True)],
+                [
+                    f"{shortened(kind, _LETTERS)} ({total:,})"
+                    for kind, total in zip(there, totals, strict=True)
+                ],
             )
             axes.invert_yaxis()
             axes.set_xlim(0, 1)
             axes.grid(visible=False)
-            axes.set_title(system if len(systems) > 1 else "")
+            axes.set_title(shortened(system, _LETTERS) if len(systems) > 1 else "")
         panels[-1].set_xlabel("share of the prompts")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(OUTCOMES))
@@ -238,7 +243,12 @@ def margin_figure(rows: Sequence[Row]) -> Figure:
             axes.set_yticks([])
             axes.spines["left"].set_visible(False)
             axes.grid(visible=False)
-            axes.set_ylabel(f"{kind} ({of_kind.sum():,})", rotation=0, ha="right", va="center")
+            axes.set_ylabel(
+                f"{shortened(kind, _LETTERS)} ({of_kind.sum():,})",
+                rotation=0,
+                ha="right",
+                va="center",
+            )
         panels[-1].set_xlabel("score less threshold")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(OUTCOMES))

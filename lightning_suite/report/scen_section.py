@@ -7,7 +7,6 @@ is: a page can be made from a folder that someone sent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 
 from lightning_suite.errors import SuiteError
@@ -16,6 +15,7 @@ from lightning_suite.report.scen_figures import METRICS, draw_edits, read_rows
 from lightning_suite.report.scen_gate_counts import gate_counts
 from lightning_suite.report.svg import inline_svg
 from lightning_suite.report.tables import html_table, short_number
+from lightning_suite.report.text import escape
 
 _ANSWERS = 12
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from lightning_suite.errors import MissingExtraError
 from lightning_suite.report.curves import Look, draw_panel
 from lightning_suite.report.entries import Entry, chosen
-from lightning_suite.report.layout import Section, notice
+from lightning_suite.report.layout import Section, heading, notice
 from lightning_suite.report.metrics import METRICS, Panel, panels
 from lightning_suite.report.style import CATEGORICAL
 from lightning_suite.report.svg import inline_svg
+from lightning_suite.report.text import escape
 
 _DASHES = ("-", "--", ":", "-.")
 _MOST_LINES = len(CATEGORICAL) * len(_DASHES)  # runs that a reader can tell apart in one panel
@@ -85,6 +85,6 @@ def _panel(number: int, name: str, entries: Sequence[Entry], looks: Mapping[str,
     label = f"{name} over steps, of {', '.join(series)}"
     drawing = inline_svg(svg, prefix=f"shared-{number}-", label=label)
     return (
-        f'<figure class="card"><figcaption><h3 class="panel">{escape(name)}</h3></figcaption>'
+        f'<figure class="card"><figcaption><h3 class="panel">{heading(name)}</h3></figcaption>'
         f'<div class="plot">{drawing}</div></figure>'
     )

@@ -11,8 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import cycle, islice
+from typing import TYPE_CHECKING
 
 from lightning_suite.extras import import_extra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 INK = "#22272f"
 GRID = "#dfe2e8"
@@ -85,6 +89,25 @@ def figure_style() -> Iterator[None]:
         }
     ):
         yield
+
+
+def log_axis(axes: Axes, low: float, high: float) -> None:
+    """Make the vertical axis logarithmic, with plain numbers at its ticks.
+
+    matplotlib's own labels are mathematics, which `figure_style` takes for dollar signs.
+
+    Args:
+        axes: Whose.
+        low: The smallest value that is drawn, above 0.
+        high: The largest one.
+    """
+    ticker = import_extra("matplotlib.ticker", "report")
+    axes.set_yscale("log")
+    # between the powers of ten only where there are few of these
+    places = (1, 2, 5) if high < 300 * low else (1,)
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=places))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
 
 
 def depth_colors(n: int) -> list[str]:

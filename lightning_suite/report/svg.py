@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.report.style import GRID, INK, PAPER
+from lightning_suite.report.text import visible
 
 _TAGS = frozenset(
     {"svg", "g", "defs", "clipPath", "mask", "marker", "pattern", "symbol", "use", "image"}
@@ -59,7 +60,7 @@ def inline_svg(text: str, *, prefix: str, label: str) -> str:
         _clean(root, prefix, themed)
         root.attrib |= {
             "role": "img",
-            "aria-label": label,
+            "aria-label": visible(label),
             "class": ("themed" if themed else "paper") + (" wide" if width > 400 else ""),
         }
         if width > 400:  # the page scrolls it before its letters get too small to read

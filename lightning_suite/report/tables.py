@@ -6,17 +6,18 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from urllib.parse import quote
 
 from lightning_suite.errors import SuiteError
+from lightning_suite.report.text import escape, relative_link, shortened
 
 SHOWN_ROWS = 500  # a page with more is slow on a phone; the CSV beside it has them all
 PRINTED_ROWS = 40  # of a table on paper
 IN_VIEW = 15  # rows; a table with more scrolls in its box
 _MANY = 10  # columns; a table with more is too wide for paper
 _LONG = 40  # characters of a cell from which on it takes several lines
+_MOST = 1000  # of a cell; the file has them all
+_HEADING = 120  # of the name of a column
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def html_table(
         named_rows: The first cell of each row is its name, and stays in view while one scrolls.
         total: Rows that there are, where these are the first of them.
     """
+    header = [shortened(name, _HEADING) for name in header]
     cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
     numeric = [
         any(row[i].text for row in cells)
@@ -93,7 +95,7 @@ def html_table(
     ]
     texts = [any(len(row[i].text) >= _LONG for row in cells) for i in range(len(header))]
     many = len(header) > _MANY
-    labels = list(header) if any(texts) or many else [""] * len(header)
+    labels = header if any(texts) or many else [""] * len(header)
     head = "".join(
         f'<th scope="col" aria-sort="none"{_kind(number)}>'
         f'<button type="button">{_heading(name)}</button></th>'
@@ -141,7 +143,9 @@ def _cell(cell: Cell, number: bool, *, name: bool, label: str) -> str:
     classes += ["long"] if not number and len(cell.text) >= _LONG else []
     classes += ["best"] if cell.best else []
     kind = f' class="{" ".join(classes)}"' if classes else ""
-    shown, data = breakable(cell.text), ""
+    shown, data = breakable(cell.text[:_MOST]), ""
+    if len(cell.text) > _MOST:
+        shown += f'… <span class="soft">({len(cell.text):,} characters)</span>'
     column = f' data-label="{escape(label)}"' if label and not name and cell.text else ""
     if number and cell.text:
         short = short_number(cell.text)
@@ -149,7 +153,7 @@ def _cell(cell: Cell, number: bool, *, name: bool, label: str) -> str:
         data += f' title="{escape(cell.text)}"' if short != cell.text else ""
         shown = escape(short)
     if cell.link:
-        shown = f'<a href="{quote(cell.link)}">{shown}</a>'
+        shown = f'<a href="{relative_link(cell.link)}">{shown}</a>'
     return f"<{tag}{scope}{kind}{column}{data}>{shown}</{tag}>"
 
 

@@ -56,6 +56,18 @@ def test_diverged_and_degenerate_runs_are_drawn(values: list[float]) -> None:
     assert inline_svg(svg, prefix="x-", label="loss").startswith("<svg")
 
 
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [([0.02, 3.0], {"0.02", "0.1", "0.5", "1", "2"}), ([1e-2, 1e6, 1e30], {"1", "1e+20"})],
+    ids=["few decades", "many decades"],
+)
+def test_a_log_axis_has_plain_numbers(values: list[float], labels: set[str]) -> None:
+    svg = draw_panel(Panel("Metrics", "loss", [("train", "a")]), {"a": a_series(values)})
+    texts = set(re.findall(r"<!-- (.*?) -->", svg))
+    assert not [text for text in texts if "$" in text]
+    assert texts >= labels
+
+
 def test_two_steps_have_no_quarters_between_them() -> None:
     svg = draw_panel(Panel("Metrics", "loss", [("train", "a")]), {"a": a_series([3.0, 4.0])})
     ticks = re.findall(r"<!-- (.*?) -->", svg)
@@ -66,6 +78,14 @@ def test_equal_curves_are_one_line_with_all_their_labels() -> None:
     series = {"a": a_series([1.0, 2.0]), "b": a_series([3.0, 4.0]), "c": a_series([1.0, 2.0])}
     lines = [("first", "a"), ("last", "b"), ("input", "c")]
     assert _distinct(lines, series) == [("first, input", "a"), ("last", "b")]
+
+
+def test_of_many_equal_curves_the_first_are_named() -> None:
+    """A legend with all of them would cover the curves."""
+    names = [f"block_{n}.weight" for n in range(9)]
+    series = {name: a_series([1.0, 2.0]) for name in names}
+    ((text, _),) = _distinct([(name, name) for name in names], series)
+    assert text == "block_0.weight, block_1.weight and 7 more"
 
 
 def test_an_equal_line_of_another_run_stays_in_sight() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hostile_run import NAMES, hostile_run
 from matplotlib.figure import Figure
 from support.browser import PROGRAM, Tab, browser
 
@@ -99,6 +100,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.add_figure("three", figure, title="Three panels", caption="They stand side by side.")
     columns = [f"a_long_name_of_column_{n}" for n in range(14)]
     folder.add_table("columns", [dict.fromkeys(columns, 0.123456)] * 3, title="Many columns")
+    many = (dict.fromkeys(columns, n) for n in range(400))
+    folder.add_table("rows", many, title="Many wide rows")
     rows = ({"number": n, "prompt": LONG, "answer": f"{n}. {LONG}"} for n in range(60))
     folder.add_table("texts", rows, title="Many texts")
     (place / "metrics.csv").write_text(
@@ -122,6 +125,15 @@ def index(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a run with names that could break it; an index over it lies above."""
+    home = tmp_path_factory.mktemp("hostile")
+    page = write_report(hostile_run(home / "run", NAMES["hostile"]))
+    write_index([home], home / "index.html")
+    return page
+
+
+@pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with the tiles whose small lines are long: those of edits and of a diagnosis."""
     folder = RunFolder(tmp_path_factory.mktemp("tiles"))
@@ -139,6 +151,25 @@ def test_the_small_line_of_a_tile_wraps_within_it(tab: Tab, tiles: Path, width: 
     tab.open(tiles, width=width)
     assert tab.run("document.querySelectorAll('.tiles small').length") == 4
     assert tab.run(LEAVE_TILE) == []
+
+
+@pytest.mark.parametrize("which", ["report", "index"])
+def test_names_that_could_break_a_page_do_nothing_in_a_browser(
+    tab: Tab, hostile: Path, which: str
+) -> None:
+    path = hostile if which == "report" else hostile.parents[1] / "index.html"
+    for width in (390, 1280):
+        tab.open(path, width=width)
+        assert tab.complaints == []  # no dialog, no error, nothing that the policy had to stop
+        assert [url for url in tab.requests if not url.startswith("data:")] == [path.as_uri()]
+        assert tab.run("document.documentElement.scrollWidth") <= width
+        assert tab.run(STICK_OUT) == []
+        assert tab.run("document.scripts.length + document.styleSheets.length") == 2
+    assert tab.run("document.documentElement.scrollHeight") < 100_000
+    tab.press("Tab")
+    assert tab.run("document.activeElement.textContent") == "Skip to content"
+    tab.press("Enter")
+    assert tab.run("location.hash") == "#content"
 
 
 @pytest.mark.parametrize("width", PHONES)
@@ -245,6 +276,21 @@ def test_on_paper_tables_end_within_the_page_and_are_not_endless(tab: Tab, page:
     assert tab.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     contrast, where = tab.run(CONTRAST)
     assert contrast >= 4.5, where
+
+
+def test_on_paper_rows_that_are_not_printed_leave_no_empty_pages(tab: Tab, page: Path) -> None:
+    """Between the rows of a table with many columns there are ends of lines."""
+    tab.open(page, width=700, paper=True)
+    box = "document.querySelector('[aria-label=\"Many wide rows\"]')"
+    last = f"{box}.querySelector('tbody tr:nth-child(40)').getBoundingClientRect().bottom"
+    assert tab.run(f"{box}.getBoundingClientRect().bottom - {last}") < 20
+
+
+def test_folded_text_is_open_on_paper(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    assert tab.run("[...document.querySelectorAll('details')].some(e => e.open)") is False
+    tab.call("Page.printToPDF")
+    assert tab.run("[...document.querySelectorAll('details')].every(e => e.open)") is True
 
 
 def test_a_page_asks_nobody_for_anything(tab: Tab, page: Path, index: Path) -> None:

@@ -13,6 +13,7 @@ from lightning_suite.report.page import write_report
 from lightning_suite.report.resofilter_figures import (
     describe_scores,
     extreme_samples,
+    layer_heatmap,
     sample_scores,
 )
 from lightning_suite.resofilter.selection import table_columns
@@ -103,3 +104,13 @@ def test_extremes_are_the_ends_with_their_text() -> None:
     assert rows[0]["prompt"] == "prompt 99"
     assert rows[0]["response"] == "x" * 400 + " …"
     assert rows[0]["from_median"] == -1.0
+
+
+def test_of_a_thousand_layers_the_heat_map_shows_some_evenly() -> None:
+    """All of them would make a bitmap of tens of thousands of rows, and are not to be read."""
+    draw = np.random.default_rng(0)
+    columns = {f"experts.{layer}.up.grad_norm": draw.random(4) for layer in range(1000)}
+    axes = layer_heatmap(columns, "grad_norm").axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(labels) == 60
+    assert (labels[0], labels[-1]) == ("layer 0", "layer 999")

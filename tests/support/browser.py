@@ -31,37 +31,48 @@ _SHELL = 'exec "$@" 3<&{read} 4>&{write}'
 
 
 class Tab:
-    """One page in the browser."""
+    """One page in the browser.
+
+    Attributes:
+        requests: What it has asked for since it was opened.
+        complaints: Errors and warnings of its console since then, and dialogs that it has opened.
+    """
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from = to_browser, os.fdopen(from_browser, "rb")
         self._number, self._rest, self._session = 0, b"", ""
         self.requests: list[str] = []
+        self.complaints: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Network"):
+        for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a command of the DevTools protocol and return its result."""
+        number = self._send(method, **params)
+        while True:
+            answer = self._read()
+            if answer.get("id") == number:
+                assert "error" not in answer, answer["error"]
+                result: dict[str, Any] = answer["result"]
+                return result
+
+    def _send(self, method: str, **params: Any) -> int:
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
         if self._session:
             message["sessionId"] = self._session
         os.write(self._to, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._read()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, answer["error"]
-                result: dict[str, Any] = answer["result"]
-                return result
+        return self._number
 
     def open(
         self, page: Path, *, width: int = 1280, dark: bool = False, paper: bool = False
     ) -> None:
         """Show a file in a window of so many CSS pixels, on the screen or as it is printed."""
         self.requests.clear()
+        self.complaints.clear()
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -112,9 +123,20 @@ class Tab:
             self._rest += part
         message, _, self._rest = self._rest.partition(b"\0")
         event: dict[str, Any] = json.loads(message)
-        if event.get("method") == "Network.requestWillBeSent":
-            self.requests.append(event["params"]["request"]["url"])
+        self._note(event)
         return event
+
+    def _note(self, event: dict[str, Any]) -> None:
+        method, params = event.get("method", ""), event.get("params", {})
+        if method == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
+        elif method == "Log.entryAdded":
+            self.complaints.append(params["entry"]["text"])
+        elif method in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled"):
+            self.complaints.append(json.dumps(params)[:300])
+        elif method == "Page.javascriptDialogOpening":
+            self.complaints.append(f"dialog: {params['message']}")
+            self._send("Page.handleJavaScriptDialog", accept=False)  # it would wait for ever
 
 
 @contextmanager
