@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_suite.depth_mup import dynamics
 from lightning_suite.depth_mup.dynamics_record import DynamicsRecord, check_version
-from lightning_suite.depth_mup.probe import StreamProbe
+from lightning_suite.depth_mup.probe import StreamProbe, fingerprint
 from lightning_suite.depth_mup.roles import assign_roles
 from lightning_suite.depth_mup.rules import Role
 from lightning_suite.errors import SuiteError
@@ -111,7 +111,8 @@ class FeatureDynamicsMonitor(Callback):
         self.seed = seed
         self._probe: StreamProbe | None = None
         self._loading: RemovableHandle | None = None
-        self._built: dict[str, Tensor] = {}  # the model's weights before a checkpoint is loaded
+        # the model's weights before a checkpoint is loaded; weight averaging loads a second time
+        self._built: list[dict[str, Tensor]] = []
         self._restored: dict[str, Any] | None = None
         self._record = DynamicsRecord()
         self._next = 0
@@ -146,7 +147,8 @@ class FeatureDynamicsMonitor(Callback):
             if module is pl_module and self._restored is None:
                 with suppress(SuiteError):  # not yet built; `on_fit_start` will say so
                     self._prepare(trainer, pl_module)
-                self._built = {} if self._probe is None else self._probe.snapshot("cpu")
+                if self._probe is not None:
+                    self._built.append(self._probe.snapshot("cpu"))
 
         self._loading = pl_module.register_load_state_dict_pre_hook(keep_built)  # type: ignore[no-untyped-call]
 
@@ -189,7 +191,7 @@ class FeatureDynamicsMonitor(Callback):
             return
         device = "cpu" if self.reference_device == "cpu" else None
         lost = self._record.start(
-            self._probe, trainer.global_step, self._restored, self._built, device
+            self._probe, trainer.global_step, self._restored, next(iter(self._built), None), device
         )
         if lost:
             rank_zero_warn(f"FeatureDynamicsMonitor: {lost}")
@@ -315,6 +317,8 @@ class FeatureDynamicsMonitor(Callback):
         check_version(state_dict, "FeatureDynamicsMonitor")
         if not self._record.reference:  # after its own training a test may load another checkpoint
             self._restored = state_dict
+            start = state_dict["fingerprint"]
+            self._built = [weights for weights in self._built if fingerprint(weights) == start][:1]
 
     def _measure(self) -> None:
         if self._armed_step is None or self._probe is None or not self._probe.captured:
@@ -342,4 +346,4 @@ class FeatureDynamicsMonitor(Callback):
     def _forget_loading(self) -> None:
         if self._loading is not None:
             self._loading.remove()
-        self._loading, self._built = None, {}
+        self._loading, self._built = None, []
