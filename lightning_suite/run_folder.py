@@ -158,8 +158,8 @@ class RunFolder:
         svg, png = self.artifacts / f"{name}.svg", self.artifacts / f"{name}.png"
         with atomic_write(svg, "wb") as file:
             save_svg(figure, file)
-        with atomic_write(png, "wb") as file, _any_letters():
-            figure.savefig(file, format="png", bbox_inches="tight", dpi=150)
+        with atomic_write(png, "wb") as file:
+            save_png(figure, file)
         self._add(Artifact(name, "figure", (svg.name, png.name), title, caption, section))
         return svg
 
@@ -265,6 +265,12 @@ def save_svg(figure: Figure, file: IO[bytes]) -> None:
     matplotlib = import_extra("matplotlib", "report")
     with matplotlib.rc_context(_SVG_RC), _any_letters():
         figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
+
+
+def save_png(figure: Figure, file: IO[bytes]) -> None:
+    """Write a matplotlib figure as PNG, 150 dpi, with the same bytes for the same figure."""
+    with _any_letters():
+        figure.savefig(file, format="png", bbox_inches="tight", dpi=150)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ lie beside it and are other folds of the same split are drawn with it.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,6 @@ from lightning_suite.report.lmcd_folds import SCORES, fold_scores, fold_tables, 
 from lightning_suite.report.scen_figures import Drawing, Row, read_rows
 from lightning_suite.report.style import CATEGORICAL, INK, depth_colors, figure_style
 from lightning_suite.report.text import shortened
-from lightning_suite.run_folder import save_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +56,7 @@ def draw_diagnosis(tables: Mapping[str, Path]) -> list[Drawing]:
                     if count > _STUDENTS
                     else "From the weakest student to the strongest."
                 ),
-                _svg(mastery_figure(mastery)),
+                mastery_figure(mastery),
             )
         )
     folds = fold_scores(tables)
@@ -70,7 +68,7 @@ def draw_diagnosis(tables: Mapping[str, Path]) -> list[Drawing]:
                 "AUC of this run and of the runs beside it that test other folds of the same "
                 "split, between floor (a student's own rate) and ceiling (that rate with the "
                 "test's own difficulties). Bars: 95 % over students.",
-                _svg(folds_figure(folds)),
+                folds_figure(folds),
             )
         )
     calibration = read_rows(tables, "lmcd_calibration", ("predicted", "observed", "low", "high"))
@@ -86,7 +84,7 @@ def draw_diagnosis(tables: Mapping[str, Path]) -> list[Drawing]:
                 "right; bars are 95 %, the size of a point its answers"
                 + (", grey lines the other folds." if beside else ".")
                 + " Right: all thresholds at once, with the area under each curve.",
-                _svg(curves_figure(calibration, roc, scores, beside)),
+                curves_figure(calibration, roc, scores, beside),
             )
         )
     if items := read_rows(
@@ -98,7 +96,7 @@ def draw_diagnosis(tables: Mapping[str, Path]) -> list[Drawing]:
                 "Exercises",
                 "Left: predicted and observed share of right answers to each exercise. Right: "
                 "what the model reads from its text. Exercises of the test were never seen.",
-                _svg(items_figure(items)),
+                items_figure(items),
             )
         )
     return drawings
@@ -119,7 +117,8 @@ def mastery_figure(rows: Sequence[Row]) -> Figure:
     for row in rows:
         if row["predicted"]:
             values[place[row["student_id"]], column[row["kc_id"]]] = float(row["predicted"])
-    mean = np.nanmean(values, axis=1)
+    # a student of whom nothing is known has no mean and comes last
+    mean = np.ma.masked_invalid(values).mean(axis=1).filled(np.nan)
     order = np.argsort(mean, kind="stable")
     chosen = np.unique(np.linspace(0, len(order) - 1, min(_STUDENTS, len(order))).round())
     order = order[chosen.astype(int)]
@@ -266,10 +265,3 @@ def _diagonal(axes: Axes) -> None:
 def _figure(width: float, height: float) -> Figure:
     figure: Figure = import_extra("matplotlib.figure", "report").Figure(figsize=(width, height))
     return figure
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    with figure_style():
-        save_svg(figure, buffer)
-    return buffer.getvalue().decode()

@@ -50,13 +50,21 @@ class Drawing:
         name: Distinct on the page.
         title: Heading.
         caption: How to read it.
-        svg: The figure.
+        figure: The figure itself.
     """
 
     name: str
     title: str
     caption: str
-    svg: str
+    figure: Figure
+
+    @property
+    def svg(self) -> str:
+        """The figure as an SVG file."""
+        buffer = io.BytesIO()
+        with figure_style():
+            save_svg(self.figure, buffer)
+        return buffer.getvalue().decode()
 
 
 def draw_edits(tables: Mapping[str, Path]) -> list[Drawing]:
@@ -79,7 +87,7 @@ def draw_edits(tables: Mapping[str, Path]) -> list[Drawing]:
                 "After n edits the prompts of the first n are asked again. Reliability: the "
                 "edits' own prompts; generality: rephrases; locality: prompts that must keep "
                 "the unedited model's answer.",
-                _svg(curve_figure(curve)),
+                curve_figure(curve),
             )
         )
     if gates := read_rows(tables, "scen_gate", ("system", "kind", *OUTCOMES)):
@@ -89,7 +97,7 @@ def draw_edits(tables: Mapping[str, Path]) -> list[Drawing]:
                 "What the gate decided",
                 "Prompts by kind. An edit's prompt or rephrase should reach the right edit; it "
                 "can be missed or reach a wrong one. All others should reach none.",
-                _svg(gate_figure(gates)),
+                gate_figure(gates),
             )
         )
     prompts = read_rows(tables, "scen_prompts", ("system", "kind", "margin", "gate"))
@@ -102,7 +110,7 @@ def draw_edits(tables: Mapping[str, Path]) -> list[Drawing]:
                 "How far the nearest edit's score is above (fires) or below (stays quiet) its "
                 "threshold. Prompts that no edit comes near have none and are left out. The first "
                 "and last bar hold what is beyond.",
-                _svg(margin_figure([row for row in gated if row["system"] == system])),
+                margin_figure([row for row in gated if row["system"] == system]),
             )
         )
     return drawings
@@ -277,10 +285,3 @@ def _edits_axis(axes: Axes, counts: Sequence[int]) -> None:
 def _figure(width: float, height: float) -> Figure:
     figure: Figure = import_extra("matplotlib.figure", "report").Figure(figsize=(width, height))
     return figure
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    with figure_style():
-        save_svg(figure, buffer)
-    return buffer.getvalue().decode()

@@ -18,6 +18,7 @@ _MANY = 10  # columns; a table with more is too wide for paper
 _LONG = 40  # characters of a cell from which on it takes several lines
 _MOST = 1000  # of a cell; the file has them all
 _HEADING = 120  # of the name of a column
+_LONGEST = 1 << 30  # characters of a cell in a file: Python's limit is that of a long prompt
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def read_table(path: Path, most: int = SHOWN_ROWS) -> tuple[list[str], list[list
     Raises:
         SuiteError: The file is missing, unreadable, or a row does not fit the header.
     """
+    limit = csv.field_size_limit(_LONGEST)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -62,6 +64,8 @@ def read_table(path: Path, most: int = SHOWN_ROWS) -> tuple[list[str], list[list
         raise SuiteError(f"{path}: no such file, though the run's index lists it.") from None
     except (OSError, UnicodeDecodeError, csv.Error) as err:
         raise SuiteError(f"{path}: not readable as CSV ({err}).") from err
+    finally:
+        csv.field_size_limit(limit)
     return header, rows, total
 
 
@@ -90,7 +94,7 @@ def html_table(
     cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
     numeric = [
         any(row[i].text for row in cells)
-        and all(_is_number(row[i].text) for row in cells if row[i].text)
+        and all(is_number(row[i].text) for row in cells if row[i].text)
         for i in range(len(header))
     ]
     texts = [any(len(row[i].text) >= _LONG for row in cells) for i in range(len(header))]
@@ -161,7 +165,8 @@ def _kind(number: bool) -> str:
     return ' class="number"' if number else ""
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a cell holds a number, NaN and infinities among them."""
     try:
         float(cell)
     except ValueError:

@@ -109,6 +109,16 @@ def test_the_heat_map_goes_from_the_weakest_to_the_strongest(tmp_path: Path) -> 
     assert (labels[0], labels[-1]) == ("s59", "s00")
 
 
+def test_a_student_of_whom_nothing_is_predicted_comes_last() -> None:
+    rows = [
+        {"student_id": student, "kc_id": "k", "kc": "add", "predicted": value}
+        for student, value in (("none", ""), ("nan", "nan"), ("good", "0.9"), ("poor", "0.1"))
+    ]
+    axes = mastery_figure(rows).axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["poor", "good", "none", "nan"]
+
+
 def test_folds_of_the_same_split_are_found_beside_the_run(tmp_path: Path) -> None:
     run(tmp_path / "version_0", 2, auc=0.1)
     run(tmp_path / "version_1", 2, auc=0.85)  # the newer run of that fold

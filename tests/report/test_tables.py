@@ -97,3 +97,12 @@ def test_everything_is_escaped() -> None:
     assert "<b " not in table
     assert "<i>" not in table
     assert "&lt;script&gt;" in table
+
+
+def test_a_cell_may_hold_a_long_prompt_and_is_shown_in_part(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"prompt\n{'word ' * 50_000}\n", encoding="utf-8")
+    header, rows, _ = read_table(tmp_path / "t.csv")
+    assert len(rows[0][0]) == 250_000
+    html = html_table(header, rows, label="T")
+    assert "(250,000 characters)" in html
+    assert len(html) < 5_000
