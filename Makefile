@@ -111,6 +111,7 @@ lint: $(STAMP)dev  ## Ruff (rules and format) and mypy --strict.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python benchmarks/readme_table.py --check || { echo "the README's table is not that of benchmarks/results: python benchmarks/readme_table.py"; exit 1; }
+	@$(BIN)/python benchmarks/resofilter_card.py --check || { echo "docs/resofilter.md's tables are not those of benchmarks/results: python benchmarks/resofilter_card.py"; exit 1; }
 	@$(BIN)/python benchmarks/scen_card.py --check || { echo "docs/scen.md's tables are not those of benchmarks/results: python benchmarks/scen_card.py"; exit 1; }
 	@$(BIN)/python benchmarks/lmcd_card.py --check || { echo "docs/lmcd.md's tables are not those of benchmarks/results: python benchmarks/lmcd_card.py"; exit 1; }
 
@@ -118,11 +119,13 @@ bench: $(STAMP)dev $(PEERS)/.installed  ## Benchmarks without data or language m
 	@for name in callback_overhead monitor_overhead batched_sweep; do \
 	  echo "==> benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 	@echo "==> benchmarks/resofilter_speed.py"; $(PEERS)/bin/python benchmarks/resofilter_speed.py
+	@$(BIN)/python benchmarks/resofilter_card.py
 	@$(BIN)/python benchmarks/readme_table.py
 
 bench-smollm2: $(STAMP)dev $(PEERS)/.installed  ## ResoFilter on SmolLM2-135M: exactness and speed (an hour); GSM8K=path/to/train.jsonl.
 	@$(BIN)/python benchmarks/resofilter_exactness.py --data $(GSM8K)
-	@$(PEERS)/bin/python benchmarks/resofilter_speed.py --model smollm2 --data $(GSM8K)
+	@$(PEERS)/bin/python benchmarks/resofilter_speed.py --model smollm2 --data $(GSM8K) --batch-tokens 1000 --repeats 2
+	@$(BIN)/python benchmarks/resofilter_card.py
 	@$(BIN)/python benchmarks/readme_table.py
 
 # FRCSUB is a folder of interactions.csv, exercises.csv and kcs.csv; without it there is VerbAgg alone.

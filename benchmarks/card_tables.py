@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,17 @@ def fill(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
     if found != wanted:
         raise ValueError(f"it has the tables {found}, and should have {wanted}.")
     return _TABLE.sub(lambda at: at[1] + tables[at[2]]() + at[3], text)
+
+
+def of_results(
+    tables: Mapping[str, Callable[[dict[str, Any]], str]],
+) -> dict[str, Callable[[], str]]:
+    """Return what makes each table, for tables that are each made of one result of its own name."""
+    return {name: partial(_of_result, name, table) for name, table in tables.items()}
+
+
+def _of_result(name: str, table: Callable[[dict[str, Any]], str]) -> str:
+    return table(result(name))
 
 
 def main(file: str, tables: Mapping[str, Callable[[], str]], args: Sequence[str]) -> int:

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
+
+
+def draws_undone(device: torch.device | None = None) -> AbstractContextManager[None]:
+    """Put the random state back at the end of the block, whatever it drew.
+
+    Args:
+        device: Whose state is meant beside the CPU's.
+    """
+    if device is None or device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng([device], device_type=device.type)
 
 
 @contextmanager
@@ -32,10 +43,6 @@ def seeded_by(*parts: int, device: torch.device | None = None) -> Iterator[None]
     """
     text = repr((torch.initial_seed(), *parts))
     digest = hashlib.blake2b(text.encode(), digest_size=7).digest()
-    if device is None or device.type == "cpu":
-        fork = torch.random.fork_rng(devices=[])
-    else:
-        fork = torch.random.fork_rng([device], device_type=device.type)
-    with fork:
+    with draws_undone(device):
         torch.manual_seed(int.from_bytes(digest, "big"))
         yield

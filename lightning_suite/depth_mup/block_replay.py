@@ -17,6 +17,7 @@ from lightning_suite.depth_mup.dynamics import BlockMeasurement
 from lightning_suite.depth_mup.roles import RoleMap
 from lightning_suite.errors import SuiteError
 from lightning_suite.module_names import clean_name
+from lightning_suite.seeding import draws_undone
 
 
 @dataclass
@@ -151,7 +152,7 @@ def _evaluate(block: Block, seen: KeptRows, weights: Mapping[str, Tensor]) -> _E
             if dynamics.is_linear_map(owner):
                 handle = owner.register_forward_pre_hook(keep(name))
                 stack.callback(handle.remove)
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(draws_undone(device))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         output = functional_call(
             block.module, dict(weights), _cast(seen.args, dtype), _cast(seen.kwargs, dtype)

@@ -117,8 +117,8 @@ def two_covariances(classes: Sequence[Tensor], dimensions: int) -> tuple[Whiteni
     spread = centres.T @ centres / len(centres)
     spread -= noise * torch.eye(len(spread), dtype=spread.dtype)
     values, vectors = torch.linalg.eigh(spread)
-    moved = Whitening(mean, (matrix.double() @ root @ vectors).float())
-    return moved, values.clamp(min=_LEAST_VARIANCE).float()
+    moved = _signs_settled(matrix.double() @ root @ vectors).float()
+    return Whitening(mean, moved), values.clamp(min=_LEAST_VARIANCE).float()
 
 
 def shrunk_covariance(centred: Tensor) -> Tensor:
@@ -139,6 +139,15 @@ def shrunk_covariance(centred: Tensor) -> Tensor:
     noise = (centred.square().sum(1).square().sum() / n - covariance.square().sum()) / n
     weight = (noise / distance).clamp(0, 1) if distance > 0 else torch.ones_like(noise)
     return (1 - weight) * covariance + weight * scale * torch.eye(d, dtype=centred.dtype)
+
+
+def _signs_settled(directions: Tensor) -> Tensor:
+    """Return columns whose largest entry is positive: an eigenvector's sign is rounding's choice.
+
+    Maps made on two machines, of the same wordings, are then the same but for their last digits.
+    """
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    return directions * largest.sign()
 
 
 def _inverse_root(covariance: Tensor) -> Tensor:
