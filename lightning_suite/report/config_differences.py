@@ -7,10 +7,11 @@ from itertools import groupby
 
 from lightning_suite.report.entries import Entry
 from lightning_suite.report.layout import Section, notice
-from lightning_suite.report.tables import html_table
+from lightning_suite.report.tables import Cell, html_table
 from lightning_suite.report.text import escape
 
 _MOST_KEYS = 200
+_MANY_RUNS = 8  # side by side they are wider than a screen
 
 
 def config_differences(entries: Sequence[Entry]) -> list[Section]:
@@ -35,14 +36,25 @@ def config_differences(entries: Sequence[Entry]) -> list[Section]:
         if len(differing) > _MOST_KEYS:
             text = f"The first {_MOST_KEYS} of {len(differing)} differing keys are shown."
             parts.append(notice(text))
-        rows = [
-            [key, *(entry.summary.config.get(key, "—") for entry in members)]
-            for key in differing[:_MOST_KEYS]
-        ]
-        header = ["key", *(entry.name for entry in members)]
-        table = html_table(header, rows, label=f"Configuration: {title}", named_rows=True)
+        header, rows = _table(members, differing[:_MOST_KEYS])
+        table = html_table(
+            header, rows, label=f"Configuration: {title}", named_rows=True, exact=True
+        )
         parts.append(f'<div class="card">{table}</div>')
     return [Section("Differing configuration", "\n".join(parts))] if parts else []
+
+
+def _table(
+    entries: Sequence[Entry], keys: Sequence[str]
+) -> tuple[list[str], list[list[str | Cell]]]:
+    """A row a key; where that would be wider than high, a row a run."""
+    if len(entries) > max(_MANY_RUNS, len(keys)):
+        return ["run", *keys], [
+            [entry.cell, *(entry.summary.config.get(key, "—") for key in keys)] for entry in entries
+        ]
+    return ["key", *(entry.name for entry in entries)], [
+        [key, *(entry.summary.config.get(key, "—") for entry in entries)] for key in keys
+    ]
 
 
 def _differing(configs: Sequence[Mapping[str, str]]) -> list[str]:

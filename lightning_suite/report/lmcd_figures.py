@@ -29,6 +29,8 @@ SYSTEMS = {
     "floor": ("floor", CATEGORICAL[4], (0, (5, 2))),
 }
 _STUDENTS = 40  # rows of the heat map
+_SKILLS = 40  # names below it; columns are all drawn
+_CELLS = 5_000  # of the map as a drawing; more are a bitmap in it
 _KC_LETTERS = 34
 _STUDENT_LETTERS = 24
 
@@ -45,7 +47,7 @@ def draw_diagnosis(tables: Mapping[str, Path]) -> list[Drawing]:
     """
     drawings = []
     if mastery := read_rows(tables, "lmcd_mastery", ("student_id", "kc_id", "kc", "predicted")):
-        count = len({row["student_id"] for row in mastery})
+        count, skills = (len({row[name] for row in mastery}) for name in ("student_id", "kc_id"))
         drawings.append(
             Drawing(
                 "lmcd-mastery",
@@ -55,7 +57,8 @@ def draw_diagnosis(tables: Mapping[str, Path]) -> list[Drawing]:
                     f"{_STUDENTS} of {count:,} students, evenly from the weakest to the strongest."
                     if count > _STUDENTS
                     else "From the weakest student to the strongest."
-                ),
+                )
+                + (f" {_SKILLS} of {skills:,} skills are named." if skills > _SKILLS else ""),
                 mastery_figure(mastery),
             )
         )
@@ -135,10 +138,12 @@ def mastery_figure(rows: Sequence[Row]) -> Figure:
             vmin=0,
             vmax=1,
             edgecolor="none",
+            rasterized=values[order].size > _CELLS,
         )
+        named = np.unique(np.linspace(0, len(names) - 1, min(_SKILLS, len(names))).round())
         axes.set_xticks(
-            range(len(names)),
-            [shortened(name, _KC_LETTERS) for name in names.values()],
+            named,
+            [shortened(list(names.values())[int(place)], _KC_LETTERS) for place in named],
             rotation=60 if len(names) > 2 else 0,  # steep: names must not push the map aside
             rotation_mode="anchor" if len(names) > 2 else "default",
             ha="right" if len(names) > 2 else "center",

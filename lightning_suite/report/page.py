@@ -207,7 +207,7 @@ def _training_sections(run: Run) -> list[Section]:
         if any(len(metrics.series[name].values) > 1 for _, name in panel.lines)
     ]
     if len(curves) > _MANY_PANELS:
-        text = f"The first {_MANY_PANELS} of {len(curves)} groups of curves are drawn."
+        text = f"The first {_MANY_PANELS} of {len(curves):,} groups of curves are drawn."
         notes.append(notice(text))
     drawn = _curves(curves[:_MANY_PANELS], metrics)
     return [

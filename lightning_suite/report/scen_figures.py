@@ -209,7 +209,7 @@ def gate_figure(rows: Sequence[Row]) -> Figure:
                     for kind, total in zip(there, totals, strict=True)
                 ],
             )
-            axes.invert_yaxis()
+            axes.set_ylim(len(there) - 0.4, -0.6)  # from top to bottom, without empty ends
             axes.set_xlim(0, 1)
             axes.grid(visible=False)
             axes.set_title(shortened(system, _LETTERS) if len(systems) > 1 else "")

@@ -75,6 +75,7 @@ def html_table(
     *,
     label: str,
     named_rows: bool = False,
+    exact: bool = False,
     total: int | None = None,
 ) -> str:
     """Return a sortable table inside a box that scrolls on narrow screens.
@@ -88,6 +89,7 @@ def html_table(
         rows: Cells, as plain text or with more.
         label: What a screen reader says for the box.
         named_rows: The first cell of each row is its name, and stays in view while one scrolls.
+        exact: Numbers are shown as they are written, not rounded.
         total: Rows that there are, where these are the first of them.
     """
     header = [shortened(name, _HEADING) for name in header]
@@ -108,7 +110,13 @@ def html_table(
     body = "\n".join(
         "<tr>"
         + "".join(
-            _cell(cell, numeric[place], name=named_rows and place == 0, label=labels[place])
+            _cell(
+                cell,
+                numeric[place],
+                name=named_rows and place == 0,
+                exact=exact,
+                label=labels[place],
+            )
             for place, cell in enumerate(row)
         )
         + "</tr>"
@@ -141,7 +149,7 @@ def plain_number(value: float) -> str:
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(value)
 
 
-def _cell(cell: Cell, number: bool, *, name: bool, label: str) -> str:
+def _cell(cell: Cell, number: bool, *, name: bool, exact: bool, label: str) -> str:
     tag, scope = ("th", ' scope="row"') if name else ("td", "")
     classes = ["number"] if number and not name else []
     classes += ["long"] if not number and len(cell.text) >= _LONG else []
@@ -152,7 +160,7 @@ def _cell(cell: Cell, number: bool, *, name: bool, label: str) -> str:
         shown += f'… <span class="soft">({len(cell.text):,} characters)</span>'
     column = f' data-label="{escape(label)}"' if label and not name and cell.text else ""
     if number and cell.text:
-        short = short_number(cell.text)
+        short = cell.text if exact else short_number(cell.text)
         data = f' data-value="{escape(cell.text)}"'
         data += f' title="{escape(cell.text)}"' if short != cell.text else ""
         shown = escape(short)

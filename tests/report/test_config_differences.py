@@ -19,3 +19,20 @@ def test_only_differing_keys_of_like_runs_are_shown(runs: Path) -> None:
         ["trainer.callbacks.B", "—", "—", "yes"],
     ]
     assert "Of test" not in page.text  # a single run differs from nothing
+
+
+def test_of_many_runs_each_has_a_row_with_the_link_to_its_page(tmp_path: Path) -> None:
+    for number in range(9):
+        fit(tmp_path / f"run_{number}", float(number), [1.0])
+    page = Page(write_index([tmp_path], tmp_path / "index.html"))
+    assert rows(page, "Configuration: Of fit · Net") == [[f"run_{n}", f"{n}.0"] for n in range(9)]
+    _, _, table = page.source.partition('aria-label="Configuration')
+    assert '<a href="run_8/report.html">' in table
+
+
+def test_values_that_differ_in_their_last_digits_are_seen_to_differ(tmp_path: Path) -> None:
+    for name, lr in (("a", 0.1234561), ("b", 0.1234562)):
+        fit(tmp_path / name, lr, [1.0])
+    page = Page(write_index([tmp_path], tmp_path / "index.html"))
+    (row,) = rows(page, "Configuration: Of fit · Net")
+    assert row == ["model.lr", "0.1234561", "0.1234562"]

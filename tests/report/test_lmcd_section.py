@@ -109,6 +109,23 @@ def test_the_heat_map_goes_from_the_weakest_to_the_strongest(tmp_path: Path) -> 
     assert (labels[0], labels[-1]) == ("s59", "s00")
 
 
+def test_of_hundreds_of_skills_some_are_named_and_all_are_drawn(tmp_path: Path) -> None:
+    """Their names would lie upon each other, and so many cells make a drawing of megabytes."""
+    rows = [
+        {"student_id": f"s{s}", "kc_id": k, "kc": f"skill {k}", "predicted": k / 300}
+        for s in range(40)
+        for k in range(300)
+    ]
+    table = write(tmp_path / "lmcd_mastery.csv", rows)
+    (drawing,) = draw_diagnosis({"lmcd_mastery": table})
+    labels = [label.get_text() for label in drawing.figure.axes[0].get_xticklabels()]
+    assert len(labels) == 40
+    assert (labels[0], labels[-1]) == ("skill 0", "skill 299")
+    assert "40 of 300 skills are named" in drawing.caption
+    assert drawing.figure.axes[0].get_xlim() == (-0.5, 299.5)
+    assert len(drawing.svg) < 500_000
+
+
 def test_a_student_of_whom_nothing_is_predicted_comes_last() -> None:
     rows = [
         {"student_id": student, "kc_id": "k", "kc": "add", "predicted": value}
