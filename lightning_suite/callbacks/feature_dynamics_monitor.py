@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from lightning_suite.compilation import is_compiled
 from lightning_suite.depth_mup import dynamics
 from lightning_suite.depth_mup.dynamics_record import DynamicsRecord, check_version
 from lightning_suite.depth_mup.probe import StreamProbe, fingerprint
@@ -123,7 +124,7 @@ class FeatureDynamicsMonitor(Callback):
         self._folder: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the blocks and put hooks on them; the first compiled call comes later."""
+        """Find the blocks."""
         if stage != "fit":
             return
         self._release()
@@ -141,6 +142,13 @@ class FeatureDynamicsMonitor(Callback):
             if not may_build_itself_later(pl_module):
                 raise
 
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if any("LearningRateFinder" in {c.__name__ for c in type(x).__mro__} for x in callbacks):
+            # it fits without any callback, may fail, and then tells none: no hook before
+            if self._probe is not None:
+                self._built = [self._probe.snapshot("cpu")]
+            return
+
         def keep_built(module: Any, *_: Any) -> None:
             # once this callback's own state is loaded, what is loaded is no start (a search for
             # the batch size loads, too); a copy of the module has a copy of this hook
@@ -153,7 +161,10 @@ class FeatureDynamicsMonitor(Callback):
         self._loading = pl_module.register_load_state_dict_pre_hook(keep_built)  # type: ignore[no-untyped-call]
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the blocks and put hooks on them; again if the model has been rebuilt since."""
+        """Find the blocks; again if the model has been rebuilt since.
+
+        Hooks come when training starts; those of a compiled model at once, before its first call.
+        """
         if self._probe is not None and self._probe.belongs_to(pl_module):
             return
         if self._probe is not None:
@@ -168,7 +179,8 @@ class FeatureDynamicsMonitor(Callback):
                 "FeatureDynamicsMonitor: these parameters belong to no linear layer and are left "
                 f"out of first_update, last_update and product: {', '.join(self._probe.skipped)}"
             )
-        self._probe.attach()
+        if is_compiled(pl_module):
+            self._probe.attach()
 
     def _names(self, trainer: Trainer) -> Any:
         """Return who says how the model's parameters are called: this callback, or a neighbour.
@@ -182,13 +194,14 @@ class FeatureDynamicsMonitor(Callback):
         return next((c for c in others if all(hasattr(c, name) for name in wanted)), self)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the hooks on a model that was built late."""
+        """Find the blocks of a model that was built late."""
         self._prepare(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the reference: weights and the step counter are restored by now."""
+        """Put on the hooks and take the reference: weights and step are restored by now."""
         if self._probe is None:
             return
+        self._probe.attach()
         device = "cpu" if self.reference_device == "cpu" else None
         lost = self._record.start(
             self._probe, trainer.global_step, self._restored, next(iter(self._built), None), device
@@ -293,14 +306,20 @@ class FeatureDynamicsMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Keep what was measured and leave the model as it was."""
-        self._write(trainer)
-        self._release()
+        try:
+            self._write(trainer)
+        except Exception as err:  # it must not take the first error's place, nor others' turn
+            rank_zero_warn(f"FeatureDynamicsMonitor could not write its table: {err}")
+        finally:
+            self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the table and leave the model as it was."""
         if stage == "fit":
-            self._write(trainer)
-            self._release()
+            try:
+                self._write(trainer)
+            finally:
+                self._release()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far, the start's step, and a fingerprint of its weights.

@@ -1,15 +1,17 @@
 """Exact gradients of every single sample, as features, in the middle of any training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_suite.errors import SuiteError, check_choice
 from lightning_suite.fit_order import BatchAtHand, may_build_itself_later
+from lightning_suite.resofilter.feature import Feature
 from lightning_suite.resofilter.features import make_features
 from lightning_suite.resofilter.manifest import environment, make_manifest
 from lightning_suite.resofilter.online import read_samples
@@ -22,7 +24,7 @@ from lightning_suite.resofilter.precision import (
 from lightning_suite.resofilter.recorder import refuse_compiled, refuse_mixing_layers
 from lightning_suite.resofilter.reduction import REDUCTIONS, Reduction, reduction_of_tokens
 from lightning_suite.resofilter.running_means import RunningMeans, Sums
-from lightning_suite.resofilter.targets import find_targets
+from lightning_suite.resofilter.targets import Target, find_targets
 from lightning_suite.resofilter.training_recorder import TrainingRecorder, group_of
 from lightning_suite.strategies import refuse_sharded_parameters
 
@@ -137,6 +139,7 @@ class GradientFeatureCallback(Callback):
         self._restored: dict[str, Any] | None = None
         self._ended = False  # since it was restored
         self._path: Path | None = None
+        self._watched: tuple[Sequence[Target], Sequence[Feature]] | None = None
         self._recording: TrainingRecorder | None = None
         self._store: OnlineStore | None = None
         self._means: RunningMeans | None = None  # since the last log; of the last fit
@@ -150,7 +153,7 @@ class GradientFeatureCallback(Callback):
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the layers and put hooks on them, where the model is sure to be there."""
+        """Find the layers, where the model is sure to be there."""
         if stage != "fit":
             return
         self._release()
@@ -167,7 +170,7 @@ class GradientFeatureCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do so now where the module's own ``setup`` or ``configure_model`` came in between."""
-        if self._recording is None:
+        if self._watched is None:
             self._watch(trainer, pl_module)
 
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,13 +183,15 @@ class GradientFeatureCallback(Callback):
         for name, reason in targets.skipped.items():
             rank_zero_info(f"GradientFeatureCallback: {name} is not watched: {reason}.")
         self._tokens = reduction_of_tokens(pl_module)
-        self._recording = TrainingRecorder(
-            targets.found, features, verify=self.verify, batch_first=self.batch_first
-        )
+        self._watched = targets.found, features
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the store; in a resumed run, with the rows of what is not trained on again."""
-        if self._recording is None:
+        """Put on the hooks and open the store, with the rows of what is not trained on again.
+
+        Not before: a search for the learning rate, which fits without any callback, may fail and
+        then tells none of it.
+        """
+        if self._watched is None:
             return
         refuse_mixing_layers(pl_module)
         self._begin(trainer, pl_module)
@@ -197,7 +202,10 @@ class GradientFeatureCallback(Callback):
             self._begin(trainer, pl_module)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._recording is not None
+        assert self._watched is not None
+        self._recording = TrainingRecorder(
+            *self._watched, verify=self.verify, batch_first=self.batch_first
+        )
         self._products = precision_of(pl_module, pl_module.device)
         recorder = self._recording.recorder
         warn_of_rounded_products(recorder.features, self._products)
@@ -310,8 +318,11 @@ class GradientFeatureCallback(Callback):
         try:
             if self._at_hand.is_trained_on(trainer):
                 self._end_batch()  # and no log: it waits for other ranks, which may have no error
-        finally:
             self._finish()
+        except Exception as err:  # it must not take the first error's place, nor others' turn
+            rank_zero_warn(f"GradientFeatureCallback could not write its last rows: {err}")
+        finally:
+            self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write what is left and leave the model as it was."""
@@ -413,4 +424,4 @@ class GradientFeatureCallback(Callback):
         self._at_hand.end()
         if self._recording is not None:
             self._recording.detach()
-        self._recording, self._store = None, None
+        self._watched, self._recording, self._store = None, None, None

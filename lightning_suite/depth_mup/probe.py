@@ -105,7 +105,9 @@ class StreamProbe:
         return all(modules.get(block.name) is block.module for block in self._blocks)
 
     def attach(self) -> None:
-        """Put the hooks on the blocks; before the first call of a compiled model."""
+        """Put the hooks on the blocks, once; before the first call of a compiled model."""
+        if self._handles:
+            return
         for index, block in enumerate(self._blocks):
             before, after = self._hooks(index)
             self._handles.append(block.module.register_forward_pre_hook(before, with_kwargs=True))
