@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_suite.errors import MissingExtraError, SuiteError
+from lightning_suite.extras import import_extra
 from lightning_suite.report.lmcd_figures import draw_diagnosis
+from lightning_suite.report.runs import open_run
 from lightning_suite.report.scen_figures import draw_edits
 from lightning_suite.report.style import figure_style
 from lightning_suite.report.tables import is_number, read_table
+from lightning_suite.report.text import visible
 from lightning_suite.run_folder import Artifact, RunFolder, save_png
 
 MOST_ROWS = 10_000  # of a table that W&B shows
@@ -49,6 +54,35 @@ def log_artifacts(loggers: Iterable[Logger], folder: str | Path, step: int) -> N
         if artifact.kind == "table"
     }
     _log_drawings(chosen, tables, step)
+
+
+def log_run(folder: Path, project: str) -> None:
+    """Make a W&B run of what a run has left: its tables, figures and configuration.
+
+    For commands without a logger; `fit` and its like log while they run. With `WANDB_MODE=offline`
+    nobody is contacted.
+
+    Args:
+        folder: The run's, or one with logs of Lightning; then the newest.
+        project: The W&B project.
+
+    Raises:
+        SuiteError: There is no run, or W&B cannot be reached.
+        MissingExtraError: wandb is not installed.
+    """
+    wandb = import_extra("wandb", "wandb")
+    run = open_run(folder)
+    config: Any = run.record.get("config")
+    with suppress(yaml.YAMLError, RecursionError):  # else its text
+        config = yaml.safe_load(str(config or ""))
+    try:
+        logger = WandbLogger(project=project, name=visible(run.name))
+        logger.log_hyperparams({"lightning_suite": config, "command": run.command})
+        for home in dict.fromkeys([run.folder, run.logs]):
+            log_artifacts([logger], home, 0)
+        logger.experiment.finish()
+    except wandb.Error as err:
+        raise SuiteError(f"W&B: {err} WANDB_MODE=offline needs no network.") from err
 
 
 def _log(loggers: Sequence[WandbLogger], folder: Path, artifact: Artifact, step: int) -> None:

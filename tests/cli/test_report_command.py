@@ -70,6 +70,8 @@ def test_several_folders_get_the_index_that_is_asked_for(
         (["nowhere"], "nowhere is not a folder"),
         (["runs/a", "--metrics", "val_loss"], "--metrics is for an index of several runs"),
         (["runs", "--metrics", "val_los"], "Did you mean 'val_loss'?"),
+        (["runs", "--wandb", "p"], "--wandb is for one run, and runs holds 2"),
+        (["runs/a", "--index", "i.html", "--wandb", "p"], "--wandb is for one run"),
         (["runs", "--index", "runs"], "give it a name that ends in .html"),
     ],
 )

@@ -14,6 +14,7 @@ from hostile_run import NAMES, hostile_run
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from wandb_records import read_offline_run
 
+from lightning_suite.cli.main import main
 from lightning_suite.cli.wandb_artifacts import log_artifacts
 from lightning_suite.report.page import write_report
 from lightning_suite.run_folder import RunFolder
@@ -127,6 +128,26 @@ def test_what_is_damaged_is_warned_of_and_the_rest_is_logged(tmp_path: Path) -> 
     assert [text.partition(":")[2][:24] for text in texts[1:]] == [" figures of the tables a"]
     assert all("scen_gate.csv, row 2" in text for text in texts)
     assert logged_keys(found) == {"report/whole"}
+
+
+def test_the_run_of_a_command_without_a_logger_gets_there_by_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = RunFolder("scores")
+    folder.add_table("resofilter_status", [{"status": "ok", "samples": 3}], title="Samples")
+    folder.write_record(command=["lightning-suite", "score"], seed=0, config="layers: last:3\n")
+    wandb.teardown()
+    try:
+        assert main(["report", "scores", "--wandb", "mine"]) == 0
+    finally:
+        wandb.teardown()
+    (found,) = tmp_path.glob("wandb/offline-run-*")
+    tracked = read_offline_run(found)
+    assert tracked.config["lightning_suite"] == {"layers": "last:3"}
+    assert tracked.config["command"] == ["lightning-suite", "score"]
+    assert tables_of(found)["report/resofilter_status"]["data"] == [["ok", 3]]
 
 
 def test_without_wandb_nothing_is_read(tmp_path: Path) -> None:

@@ -8,7 +8,12 @@ from pathlib import Path
 from lightning_suite.errors import SuiteError
 
 
-def run(folders: list[str], index: str | None = None, metrics: str | None = None) -> int:
+def run(
+    folders: list[str],
+    index: str | None = None,
+    metrics: str | None = None,
+    wandb: str | None = None,
+) -> int:
     """Make report.html of a run, or one index page over several runs that compares them.
 
     A run's page holds its metrics, tables, figures, configuration and versions. A folder that
@@ -24,12 +29,15 @@ def run(folders: list[str], index: str | None = None, metrics: str | None = None
         index: Write an index page over all given runs to this file.
         metrics: For an index: what to compare, separated by commas, * for any text; default: what
             several runs share.
+        wandb: A W&B project that gets the tables and figures of one run, for commands that have no
+            logger: score, select, coord-check, lr-transfer. WANDB_MODE=offline needs no network.
 
     Example:
         lightning-suite report lightning_logs/version_0
         lightning-suite report runs
         lightning-suite report runs/a runs/b lightning_logs --index compare.html
         lightning-suite report runs --metrics 'val_loss,lmcd/*'
+        lightning-suite report runs/scores --wandb my_project
     """
     from lightning_suite.report.index import write_index  # noqa: PLC0415
     from lightning_suite.report.page import write_report  # noqa: PLC0415
@@ -38,6 +46,8 @@ def run(folders: list[str], index: str | None = None, metrics: str | None = None
     for name in folders:
         if not Path(name).is_dir():
             raise SuiteError(f"{name} is not a folder. Give the run folder that `fit` printed.")
+    if wandb is not None and (index is not None or len(folders) > 1):
+        raise SuiteError("--wandb is for one run: give its folder alone.")
     chosen = None if metrics is None else [name.strip() for name in metrics.split(",")]
     if index is not None:
         print(write_index(folders, index, chosen))
@@ -51,6 +61,10 @@ def run(folders: list[str], index: str | None = None, metrics: str | None = None
     newest_alone = not runs or are_versions(runs)
     if newest_alone and chosen is None:
         print(write_report(folder))
+        if wandb is not None:
+            from lightning_suite.cli.wandb_artifacts import log_run  # noqa: PLC0415
+
+            log_run(folder, wandb)
         if len(runs) > 1:
             print(
                 f"The newest of {len(runs)} runs. All: lightning-suite report {folder} "
@@ -60,6 +74,8 @@ def run(folders: list[str], index: str | None = None, metrics: str | None = None
         return 0
     if is_run(folder):
         raise SuiteError("--metrics is for an index of several runs; this folder is one run.")
+    if wandb is not None:
+        raise SuiteError(f"--wandb is for one run, and {folder} holds {len(runs)}: name one.")
     print(write_index([folder], folder / "index.html", chosen))
     return 0
 
