@@ -193,9 +193,16 @@ def _heading(name: str) -> str:
 
 def breakable(text: str) -> str:
     """Escape a text, and let long names in it wrap where a reader would."""
-    safe = escape(text)
-    if len(text) <= 14:
+    if " " not in text:
+        return _breakable_word(text, "_/.")
+    # in a sentence only what is too long for a line of its own: fractions stay whole
+    return " ".join(_breakable_word(word, "_/") for word in text.split(" "))
+
+
+def _breakable_word(word: str, marks: str) -> str:
+    safe = escape(word)
+    if len(word) <= 14:
         return safe
-    for mark in ("_", "/") if " " in text else ("_", "/", "."):
+    for mark in marks:
         safe = safe.replace(mark, f"{mark}<wbr>")
     return safe

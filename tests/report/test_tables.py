@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lightning_suite.errors import SuiteError
-from lightning_suite.report.tables import html_table, read_table, short_number
+from lightning_suite.report.tables import breakable, html_table, read_table, short_number
 
 
 def test_long_tables_are_cut_and_counted(tmp_path: Path) -> None:
@@ -106,3 +106,21 @@ def test_a_cell_may_hold_a_long_prompt_and_is_shown_in_part(tmp_path: Path) -> N
     html = html_table(header, rows, label="T")
     assert "(250,000 characters)" in html
     assert len(html) < 5_000
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a/b.c", "a/b.c"),
+        ("model.layers_0/weight", "model.<wbr>layers_<wbr>0/<wbr>weight"),
+        ("What is 3/4 x 5/8, and and/or?", "What is 3/4 x 5/8, and and/or?"),
+        (
+            "see https://a.example/b/c, please",
+            "see https:/<wbr>/<wbr>a.example/<wbr>b/<wbr>c, please",
+        ),
+    ],
+)
+def test_long_names_break_at_their_marks_and_fractions_in_a_sentence_do_not(
+    text: str, shown: str
+) -> None:
+    assert breakable(text) == shown
