@@ -85,8 +85,10 @@ class BatchInFlight:
     def _layout(self, owners: Tensor, g: Tensor) -> tuple[Tensor, Ranges | None]:
         """Return which rows are needed, and their :func:`_ranges`.
 
-        Gradients spread on their way down: below a layer where all rows have one nothing is
-        looked for (a row of zeros that is kept changes nothing).
+        Gradients spread on their way down: where a layer has none in rows that the last one did
+        not need, either, the last one's rows are taken (a row of zeros that is kept changes
+        nothing), and below a layer that needs all nothing is looked for. Each look waits for the
+        device.
         """
         old = self.layout
         if old is not None and not _equal(old.owners, owners):
@@ -95,7 +97,7 @@ class BatchInFlight:
             return old.used, old.ranges
         owned = owners >= 0
         used = _nonzero_rows(g, owned)
-        if old is None or not torch.equal(old.used, used):
+        if old is None or bool((used & ~old.used).any()):
             ranges = _ranges(owners, used.nonzero().squeeze(1), self.n_samples)
             self.layout = old = _Layout(owners, used, ranges, full=torch.equal(used, owned))
         return old.used, old.ranges
@@ -241,8 +243,11 @@ def _nonzero_rows(rows: Tensor, owned: Tensor) -> Tensor:
     """Return which of the owned rows of [R, D] have an entry other than 0: [R], bool.
 
     Padding, and in the last layers everything that is no label, has a gradient of exactly 0.
-    Most other rows show it in their first entries, which spares reading them whole.
+    On a CPU most other rows show it in their first entries, which spares reading them whole; other
+    devices read faster than they say which rows are left.
     """
+    if rows.device.type != "cpu":
+        return (rows != 0).any(1) & owned
     found = (rows[:, :8] != 0).any(1) & owned
     rest = (owned & ~found).nonzero().squeeze(1)
     found[rest] = rows[rest].abs().amax(1) != 0

@@ -103,7 +103,9 @@ def read_samples(
     status, counts = [OK] * n, {}
     if isinstance(batch, Mapping):
         none = [False] * n
-        marks = zip(batch.get("empty_answer", none), batch.get("truncated", none), strict=True)
+        marks = zip(
+            *(_marks(batch.get(k, none)) for k in ("empty_answer", "truncated")), strict=True
+        )
         status = [EMPTY if empty else TRUNCATED if cut else OK for empty, cut in marks]
         if isinstance(mask := batch.get("attention_mask"), Tensor) and mask.ndim == 2:
             counts["n_tokens"] = mask.sum(1).tolist()
@@ -111,16 +113,20 @@ def read_samples(
         reduction = reduction_of(batch, of_tokens)
     if reduction in ("token_mean", "label_mean"):
         labels = count_labels(batch, reduction)
-        counts["n_label_tokens"] = labels.tolist()
+        of_samples = counts["n_label_tokens"] = labels.tolist()
         status = [
-            NO_LABELS if not count else old
-            for count, old in zip(labels.tolist(), status, strict=True)
+            NO_LABELS if not count else old for count, old in zip(of_samples, status, strict=True)
         ]
         multipliers = labels.sum() / labels.clamp(min=1).double()
     else:
         factor = float(n) if reduction == "mean" else 1.0
         multipliers = torch.full((n,), factor, dtype=torch.float64)
     return BatchSamples(found, multipliers * scale, status, counts)
+
+
+def _marks(values: Any) -> list[Any]:
+    """Return one value a sample, at once: each look at a device waits for it."""
+    return values.tolist() if isinstance(values, Tensor) else list(values)
 
 
 def content_ids(batch: Any) -> list[str]:

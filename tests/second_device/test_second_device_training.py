@@ -145,3 +145,23 @@ def test_a_language_model_with_all_recording_callbacks(tmp_path: Path, kind: str
         results.append(fit(module, data, tmp_path, *callbacks, second=second)[0])
     assert_same(*results)
     assert_same_rows(tmp_path / "True", tmp_path / "False")
+
+
+def test_features_of_a_language_model_wait_once_a_layer(tmp_path: Path) -> None:
+    """For which rows have a gradient; padding keeps that from being known."""
+    source = write_rows(tmp_path / "data.jsonl", rows(24))
+    callback = GradientFeatureCallback(
+        ["grad_norm"], modules="*proj", folder=str(tmp_path / "rows")
+    )
+    callback.verify = False
+    found = []
+    for callbacks in ((), (callback,)):
+        data = InstructionDataModule(
+            str(source), tokenizer="bytes", max_length=60, batch_tokens=200, val_fraction=0.2
+        )
+        module = CausalLMModule({**TINY["llama"], "num_hidden_layers": 6}, init_seed=0)
+        _, waits = fit(module, data, tmp_path, *callbacks, second=True)
+        found.append(waits.total())
+    plain, recorded = found
+    layers = 6 * 7
+    assert STEPS * layers <= recorded - plain < STEPS * (layers + 25)
