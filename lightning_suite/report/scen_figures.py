@@ -145,15 +145,20 @@ def curve_figure(rows: Sequence[Row]) -> Figure:
         figure = _figure(2.5 * len(shown) + 0.4, 2.9 + 0.18 * math.ceil(len(systems) / 3))
         panels = np.atleast_1d(figure.subplots(1, len(shown), sharey=True))
         for axes, metric in zip(panels, shown, strict=True):
-            for place, system in enumerate(systems):
-                points = sorted(
+            points = [
+                sorted(
                     (int(row["edits"]), float(row["value"]))
                     for row in rows
                     if row["system"] == system and row["metric"] == metric
                 )
+                for system in systems
+            ]
+            for place, (system, own) in enumerate(zip(systems, points, strict=True)):
                 axes.plot(
-                    *zip(*points, strict=True) if points else ([], []),
+                    *zip(*own, strict=True) if own else ([], []),
                     color=CATEGORICAL[place % len(CATEGORICAL)],
+                    # equal lines: the ones below show at the edges of those above
+                    linewidth=1.8 + 1.8 * min(points[place + 1 :].count(own), 3),
                     marker=signs[place],
                     markersize=4,
                     label=shortened(system, _LETTERS),

@@ -209,3 +209,14 @@ def test_bars_of_margins_count_the_prompts_on_their_side_of_the_threshold() -> N
     for bar in axes.patches:
         counts[to_hex(bar.get_facecolor()), bar.get_x() >= -1e-9] += int(bar.get_height())
     assert +counts == {(OUTCOMES["right"][1], True): 2, (OUTCOMES["missed"][1], False): 1}
+
+
+def test_equal_lines_of_several_systems_are_all_in_sight() -> None:
+    """All of them often keep everything: the lower lines are drawn wider."""
+    rows = [
+        {"system": system, "edits": str(n), "metric": "locality", "kind": "", "value": value}
+        for system, value in (("scen", "1.0"), ("other", "0.5"), ("third", "1.0"))
+        for n in (1, 10)
+    ]
+    widths = [line.get_linewidth() for line in curve_figure(rows).axes[0].lines]
+    assert widths == [3.6, 1.8, 1.8]
