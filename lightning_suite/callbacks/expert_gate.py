@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lightning_suite.compilation import is_compiled
 from lightning_suite.errors import SuiteError
+from lightning_suite.fit_order import BatchAtHand
 from lightning_suite.language.loading import load_tokenizer
+from lightning_suite.ranks import Numbers, of_all_ranks, share_of_rank
 from lightning_suite.run_folder import RunFolder
 from lightning_suite.scen.answers import Answerer
 from lightning_suite.scen.attachment import Attachment, attach
@@ -28,6 +30,7 @@ from lightning_suite.strategies import refuse_sharded_parameters
 
 _log = logging.getLogger(__name__)
 _VERSION = 1
+_NOTHING = (0.0,) * 4
 
 
 class ExpertGateCallback(Callback):
@@ -103,10 +106,15 @@ class ExpertGateCallback(Callback):
         self._lm: Any = None
         self._words: Any = None  # the tokenizer
         self._handle: Attachment | None = None
+        # of this training epoch: sequences in which an edit fired, sequences, edits, batches
+        self._epoch: tuple[float, ...] = _NOTHING
+        self._restored: list[Numbers] = []  # that of a checkpoint, of each rank
+        self._at_hand = BatchAtHand()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the model, open the bank and attach it."""
         self._release()
+        self._epoch, self._restored = _NOTHING, []
         refuse_sharded_parameters(trainer.strategy, "ExpertGateCallback reads whole layers")
         self._lm = causal_lm(pl_module)
         self._words = self._find_tokenizer(trainer, pl_module)
@@ -126,11 +134,39 @@ class ExpertGateCallback(Callback):
             )
         self._handle = self._attach(self.bank)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the epoch that a checkpoint fell into."""
+        restored, self._restored = self._restored, []
+        for table in share_of_rank(trainer, restored):
+            self._epoch = _sum(self._epoch, table[0])
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count anew; Lightning does not come here in the middle of an epoch."""
+        self._epoch = _NOTHING
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note that a batch begins."""
+        self._at_hand.begin(trainer)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log how often an edit fired."""
-        self._log(pl_module)
+        """Count how often an edit fired."""
+        if self._at_hand.end():
+            self._count()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log how often an edit fired.
+
+        Not by batches, as in the other stages: a resume in the middle of an epoch would forget
+        those before it.
+        """
+        fired, sequences, edits, batches = self._epoch
+        if batches or trainer.world_size > 1:  # it is a sum over ranks
+            share, mean = fired / max(sequences, 1), edits / max(batches, 1)
+            self._log_epoch(pl_module, share, int(sequences), mean, int(batches))
 
     def on_validation_batch_end(
         self,
@@ -161,6 +197,10 @@ class ExpertGateCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Write the bank beside the run's other files."""
+        if self._at_hand.is_trained_on(trainer) and self._at_hand.end():
+            self._count()
+        state = {**self.state_dict(), "epoch": of_all_ranks(trainer, [self._epoch])}
+        checkpoint.setdefault("callbacks", {})[self.state_key] = state
         log_dir = trainer.log_dir  # a broadcast: on every rank
         if self.write_bank and self.bank is not None and log_dir and trainer.is_global_zero:
             save_bank(self.bank, RunFolder(log_dir).artifacts / "bank")
@@ -176,7 +216,7 @@ class ExpertGateCallback(Callback):
         self._release()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the bank."""
+        """Return the bank; a checkpoint also has what an unfinished epoch has counted."""
         state = {} if self.bank is None else dict(self.bank.state_dict())
         return {"version": _VERSION, "bank": state}
 
@@ -187,6 +227,7 @@ class ExpertGateCallback(Callback):
                 "the checkpoint's ExpertGateCallback state is of version "
                 f"{state_dict.get('version')}, and this release reads version {_VERSION}."
             )
+        self._restored = state_dict.get("epoch", [])  # earlier releases have none
         if self.bank is None or not state_dict["bank"]:
             return
         before = {edit.id: edit for edit in self.bank.edits}
@@ -286,23 +327,37 @@ class ExpertGateCallback(Callback):
             )
         return self._handle
 
-    def _log(self, pl_module: LightningModule) -> None:
+    def _routed(self) -> Tensor | None:
+        """Return in which sequences of the last batch an edit fired, once."""
         handle = self._handle
         if handle is None or handle.last_routing is None:
-            return
-        fired = handle.last_routing.expert != MISS
-        handle.last_routing = None
-        pl_module.log(
-            "scen/fired_rate",
-            fired.float().mean(),
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(fired),
-            sync_dist=True,
-        )
-        pl_module.log(
-            "scen/edits", float(len(handle.bank)), on_step=False, on_epoch=True, batch_size=1
-        )
+            return None
+        fired, handle.last_routing = handle.last_routing.expert != MISS, None
+        return fired
+
+    def _count(self) -> None:
+        fired = self._routed()
+        if fired is not None:
+            new = (int(fired.sum()), len(fired), len(self._attached().bank), 1)
+            self._epoch = _sum(self._epoch, new)
+
+    def _log(self, pl_module: LightningModule) -> None:
+        fired = self._routed()
+        if fired is not None:
+            edits = float(len(self._attached().bank))
+            self._log_epoch(pl_module, fired.float().mean(), len(fired), edits, 1)
+
+    def _log_epoch(
+        self,
+        pl_module: LightningModule,
+        share: float | Tensor,
+        sequences: int,
+        edits: float,
+        batches: int,
+    ) -> None:
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True}
+        pl_module.log("scen/fired_rate", share, batch_size=sequences, sync_dist=True, **options)
+        pl_module.log("scen/edits", edits, batch_size=batches, **options)
 
     def _find_tokenizer(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         if self.tokenizer is not None:
@@ -325,3 +380,8 @@ class ExpertGateCallback(Callback):
         if self._handle is not None:
             self._handle.detach()
         self._handle = None
+        self._at_hand.end()
+
+
+def _sum(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
+    return tuple(a + b for a, b in zip(one, other, strict=True))

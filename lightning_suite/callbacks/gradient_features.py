@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_suite.errors import SuiteError, check_choice
 from lightning_suite.fit_order import BatchAtHand, may_build_itself_later
+from lightning_suite.ranks import of_all_ranks, share_of_rank
 from lightning_suite.resofilter.feature import Feature
 from lightning_suite.resofilter.features import make_features
 from lightning_suite.resofilter.manifest import environment, make_manifest
@@ -23,7 +24,7 @@ from lightning_suite.resofilter.precision import (
 )
 from lightning_suite.resofilter.recorder import refuse_compiled, refuse_mixing_layers
 from lightning_suite.resofilter.reduction import REDUCTIONS, Reduction, reduction_of_tokens
-from lightning_suite.resofilter.running_means import RunningMeans, Sums
+from lightning_suite.resofilter.running_means import RunningMeans
 from lightning_suite.resofilter.targets import Target, find_targets
 from lightning_suite.resofilter.training_recorder import TrainingRecorder, group_of
 from lightning_suite.strategies import refuse_sharded_parameters
@@ -213,14 +214,15 @@ class GradientFeatureCallback(Callback):
         if restored is not None:
             self._batches = restored["batches"]
             self._layouts = restored.get("batch_first", [])
-            means = restored.get("means", [])  # earlier releases have none
+            # earlier releases have none
+            means = share_of_rank(trainer, restored.get("means", []))
         elif trainer.global_step == 0:
             self._batches, self._layouts, means = 0, [], []
         else:  # a further fit of this trainer
-            means = [] if self._means is None else [self._means.state()] * trainer.world_size
+            means = [] if self._means is None else [self._means.state()]
         recorder.unambiguous.update(self._layouts)
         self._means = RunningMeans(recorder)
-        self._means.restore(means, trainer.global_rank, trainer.world_size)
+        self._means.restore(means)
         self._group = group_of(recorder.targets[0], trainer.optimizers)
         log_dir = trainer.log_dir  # a broadcast: on every rank
         if getattr(trainer, "fast_dev_run", False):
@@ -304,9 +306,8 @@ class GradientFeatureCallback(Callback):
         if self._at_hand.is_trained_on(trainer) and self._end_batch():
             self._log_if_due(trainer, pl_module)
         state = self.state_dict()
-        # ranks do not meet in an error, which only one of them may have
-        if self._restored is None and trainer.world_size > 1 and not trainer.interrupted:
-            state["means"] = self._means_of_ranks(trainer, pl_module.device)
+        if self._restored is None and self._means is not None:
+            state["means"] = of_all_ranks(trainer, self._means.state())
         checkpoint.setdefault("callbacks", {})[self.state_key] = state
         if self._store is not None:
             self._store.flush()
@@ -378,13 +379,6 @@ class GradientFeatureCallback(Callback):
             rows_per_shard=self.rows_per_shard,
             float64_columns=recorder.float64_columns,
         )
-
-    def _means_of_ranks(self, trainer: Trainer, device: torch.device) -> list[list[Sums]]:
-        if self._means is None:
-            return []
-        mine = torch.tensor(self._means.state(), dtype=torch.float64, device=device)
-        ranks = trainer.strategy.all_gather(mine).view(-1, *mine.shape)
-        return [[(total, int(n), top) for total, n, top in rank] for rank in ranks.tolist()]
 
     def _log(self, trainer: Trainer, device: torch.device) -> None:
         assert self._means is not None

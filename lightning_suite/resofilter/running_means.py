@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ from lightning_suite.resofilter.probe import Rows
 from lightning_suite.resofilter.recorder import FeatureRecorder
 
 # Of a feature: the sum over samples, how many they are, and the largest value.
-Sums = tuple[float, int, float]
-_NOTHING: Sums = (0.0, 0, -math.inf)
+_NOTHING = (0.0, 0.0, -math.inf)
 
 
 class RunningMeans:
@@ -59,25 +58,17 @@ class RunningMeans:
                 found |= {name: total / count, f"{name}_max": top, "samples": count}
         return found
 
-    def state(self) -> list[Sums]:
-        """Return what was added since the last log, for a checkpoint: F times three numbers."""
-        return list(self._sums.values())
+    def state(self) -> list[list[float]]:
+        """Return what was added since the last log, for a checkpoint: three numbers a feature."""
+        return [list(sums) for sums in self._sums.values()]
 
-    def restore(self, ranks: Sequence[Sequence[Sums]], rank: int, world_size: int) -> None:
+    def restore(self, tables: Iterable[Sequence[Sequence[float]]]) -> None:
         """Go on from a checkpoint.
 
         Args:
-            ranks: :meth:`state` of each rank of the run that is continued, or of some of them.
-            rank: Of this process.
-            world_size: How many there are now. Where they were not as many, the first one takes
-                all: what is logged is over all ranks.
+            tables: :meth:`state` of ranks of the run that is continued; they are added up.
         """
-        mine = [ranks[rank]] if len(ranks) == world_size else [] if rank else ranks
-        for name, *of_ranks in zip(self._columns, *mine, strict=True):
-            for total, count, largest in of_ranks:
+        for table in tables:
+            for name, (total, count, largest) in zip(self._columns, table, strict=True):
                 before = self._sums[name]
-                self._sums[name] = (
-                    before[0] + total,
-                    before[1] + count,
-                    max(before[2], largest),
-                )
+                self._sums[name] = before[0] + total, before[1] + count, max(before[2], largest)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import quiet_trainer
+from foreign import Batches, quiet_trainer
 from glass_lm import glass_model, glass_tokenizer
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from tiny_editing import TEMPLATE, edit_rows, module_options, write_edits, write_model
@@ -350,3 +350,43 @@ def test_sharded_parameters_are_refused() -> None:
     callback: Any = ExpertGateCallback()
     with pytest.raises(SuiteError, match="FSDPStrategy leaves each process a shard"):
         callback.setup(Fake(), Chat(), "fit")
+
+
+class Kill(Callback):
+    """Saves after so many batches and dies at the next."""
+
+    def __init__(self, path: Path, batch: int) -> None:
+        self.path, self.batch = path, batch
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if args[-1] == self.batch:
+            trainer.save_checkpoint(self.path)
+        elif args[-1] > self.batch:
+            raise RuntimeError("killed")
+
+
+class Resumable(Batches):
+    """Four prompts in batches of other sizes, of which more and more are edited ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: Any = [PROMPTS[2:], PROMPTS[1:], PROMPTS[:1], PROMPTS[:3]]
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but")
+@pytest.mark.parametrize("order", [1, -1], ids=["before", "after"])
+@pytest.mark.parametrize("batch", [0, 2])
+def test_what_is_logged_of_an_epoch_is_the_same_after_a_resume_in_its_middle(
+    bank: str, tmp_path: Path, batch: int, order: int
+) -> None:
+    def train(*others: Callback, ckpt_path: Path | None = None) -> dict[str, float]:
+        callbacks = [ExpertGateCallback(bank), *others][::order]
+        trainer = quiet_trainer(callbacks, max_epochs=1, default_root_dir=tmp_path)
+        trainer.fit(Chat(), Resumable(), ckpt_path=ckpt_path, weights_only=True)
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    whole = train()
+    assert whole["scen/fired_rate"] == pytest.approx(4 / 9)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(Kill(tmp_path / "mid.ckpt", batch))
+    assert train(ckpt_path=tmp_path / "mid.ckpt") == whole
