@@ -17,7 +17,7 @@ import numpy as np
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
 from lightning_suite.report.style import CATEGORICAL, INK, figure_style, markers
-from lightning_suite.report.tables import read_table
+from lightning_suite.report.tables import is_number, read_table
 from lightning_suite.report.text import shortened
 from lightning_suite.run_folder import save_svg
 
@@ -36,6 +36,12 @@ OUTCOMES = {
     "wrong": ("wrong edit", CATEGORICAL[1]),
     "false_fire": ("false fire", CATEGORICAL[5]),
 }
+# Columns of the methods' tables that are read as numbers; a gap is none that can be counted.
+_COUNTS = frozenset({"edits", "answers", "samples", *OUTCOMES})
+_NUMBERS = frozenset(
+    {"value", "margin", "auc", "predicted", "observed", "low", "high", "false_rate", "true_rate"}
+    | {"difficulty", "discrimination", "deviation", "octaves_in_total", *METRICS}
+)
 _KINDS = ("edit", "rephrase", "same_subject", "same_object", "random")  # others follow
 _MOST_GATES = 4
 _BINS = 40
@@ -120,7 +126,7 @@ def read_rows(tables: Mapping[str, Path], name: str, columns: Sequence[str]) -> 
     """Return the rows of a table, none where there is no such table.
 
     Raises:
-        SuiteError: It cannot be read or lacks a column.
+        SuiteError: It cannot be read, lacks a column, or has text where a number is expected.
     """
     if name not in tables:
         return []
@@ -129,6 +135,15 @@ def read_rows(tables: Mapping[str, Path], name: str, columns: Sequence[str]) -> 
         raise SuiteError(
             f"{tables[name]}: has no column {missing[0]!r}. It has: {', '.join(header) or 'none'}."
         )
+    for column in _COUNTS.union(_NUMBERS).intersection(columns):
+        place, counts = header.index(column), column in _COUNTS
+        for number, row in enumerate(cells, 2):
+            cell = row[place]
+            if not (cell.isdecimal() if counts else not cell or is_number(cell)):
+                raise SuiteError(
+                    f"{tables[name]}, row {number}, column {column!r}: expected a "
+                    f"{'count' if counts else 'number'}, found {cell[:40]!r}."
+                )
     return [dict(zip(header, row, strict=True)) for row in cells]
 
 

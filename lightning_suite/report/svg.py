@@ -14,7 +14,9 @@ _TAGS = frozenset(
     | {"path", "rect", "circle", "ellipse", "line", "polyline", "polygon", "text", "tspan"}
     | {"linearGradient", "radialGradient", "stop"}
 )
-_ELSEWHERE = re.compile(r"url\s*\((?!\s*['\"]?#)|javascript:|@import|\\", re.I)
+_ELSEWHERE = re.compile(
+    r"url\s*\((?!\s*['\"]?#)|(image(-set)?|src)\s*\(|javascript:|@import|\\", re.I
+)
 _HREF = re.compile(r"#|data:image/(png|jpeg);base64,")
 _URL = re.compile(r"url\s*\(\s*(['\"]?)#")
 _THEME = {INK: "currentColor", GRID: "var(--grid)", PAPER: "var(--card)"}
@@ -54,7 +56,7 @@ def inline_svg(text: str, *, prefix: str, label: str) -> str:
         if view and re.fullmatch(r"(-?\d+(\.\d*)?\s+){3}\d+(\.\d*)?", view)
         else (0.0, 0.0)
     )
-    for name in ("width", "height", "version"):
+    for name in ("width", "height", "version", "style", "class"):  # the place of it is the page's
         root.attrib.pop(name, None)
     try:
         _clean(root, prefix, themed)

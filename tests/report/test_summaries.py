@@ -109,7 +109,7 @@ def test_damage_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,a\n1,x\n")
     summary = summarise(tmp_path)
     assert "metrics.csv, row 2, column 'a': expected a number" in summary.problem
-    assert "could not convert string to float: 'high'" in summary.problem
+    assert "column 'auc': expected a number, found 'high'" in summary.problem
     assert "Configuration of the run: while parsing" in summary.problem
     assert summary.methods == ("LMCD",)
     (tmp_path / "run.json").write_text("[]")

@@ -38,6 +38,7 @@ def test_ids_and_all_that_points_to_them_get_the_prefix() -> None:
         "<style>@import url(https://elsewhere.example)</style>",
         '<g style="fill: url( https://elsewhere.example )"/>',
         "<g style=\"fill: url('https://elsewhere.example')\"/>",
+        "<g style=\"fill: image-set('https://elsewhere.example/x.png' 1x)\"/>",
         '<g style="fill: u\\72l(https://elsewhere.example)"/>',
         "<foreignObject><iframe src='https://elsewhere.example'/></foreignObject>",
         "<metadata>https://elsewhere.example</metadata>",
@@ -72,6 +73,12 @@ def test_the_page_decides_the_size_and_a_wide_figure_says_so() -> None:
         r'<svg viewBox="0 0 504 300" role="img" aria-label="L" class="paper wide"', svg
     )
     assert " wide" not in inlined("", 'viewBox="0 0 280 180"')
+
+
+def test_a_figure_cannot_lay_itself_over_the_page() -> None:
+    svg = inlined("", 'style="position: fixed; inset: 0" class="bar"')
+    assert "position" not in svg
+    assert 'class="paper"' in svg
 
 
 def test_text_of_the_label_cannot_leave_its_attribute() -> None:
