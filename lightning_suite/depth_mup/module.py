@@ -124,6 +124,14 @@ class ResidualNetModule(LightningModule):
         x, y = batch
         return F.cross_entropy(self(x), y, reduction="none")
 
+    def on_validation_start(self) -> None:
+        """Begin at nothing: one that broke off has left its batches."""
+        self.val_accuracy.reset()
+
+    def on_test_start(self) -> None:
+        """Begin at nothing."""
+        self.test_accuracy.reset()
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log loss and accuracy."""
         self._evaluate(batch, "val", self.val_accuracy)

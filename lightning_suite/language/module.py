@@ -154,9 +154,13 @@ class CausalLMModule(LightningModule):
                     f"is {needed}. Make the model's {key} at least {needed}."
                 )
 
-    def on_fit_start(self) -> None:
-        """Make the metric's state afresh: `validate` leaves inference tensors in it."""
+    def on_validation_start(self) -> None:
+        """Begin at nothing: one that broke off has left its batches, as inference tensors."""
         self.val_nll.reset()
+
+    def on_test_start(self) -> None:
+        """Begin at nothing."""
+        self.test_nll.reset()
 
     def forward(self, batch: dict[str, Tensor]) -> Any:
         """Return the model's output: ``.loss`` if ``batch`` has labels, ``.logits`` [N, T, V]."""

@@ -174,7 +174,6 @@ class LMCDModule(LightningModule):
         manifest = getattr(self.trainer.datamodule, "manifest", None)  # type: ignore[attr-defined]
         if manifest is not None and manifest not in self.trained_on:
             self.trained_on.append(manifest)
-        self.val_metrics.reset()  # `validate` leaves inference tensors in it
         if self.model.units.ne(1).any():
             return
         train = self.trainer.datamodule.part("train")  # type: ignore[attr-defined]
@@ -219,8 +218,13 @@ class LMCDModule(LightningModule):
         """Add the batch to the metrics; return what ``predict_step`` does."""
         return self._add(self.test_metrics, batch)
 
+    def on_validation_start(self) -> None:
+        """Begin at nothing: one that broke off has left its answers, as inference tensors."""
+        self.val_metrics.reset()
+
     def on_test_start(self) -> None:
-        """Say so if nothing has been learnt."""
+        """Begin at nothing; say so if nothing has been learnt."""
+        self.test_metrics.reset()
         self._warn_untrained()
 
     def on_predict_start(self) -> None:

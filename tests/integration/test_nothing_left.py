@@ -19,14 +19,19 @@ from left_behind import changes, in_process, on_module, on_optimizer, random_num
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
+from tiny_lmcd import tiny_class, tiny_diagnosis
+from tiny_scoring import MODEL, rows, write_rows
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_suite import (
+    CausalLMModule,
     DepthMuPLRCallback,
     ExpertGateCallback,
     FeatureDynamicsMonitor,
     GradientFeatureCallback,
+    InstructionDataModule,
+    ResidualNetModule,
 )
 
 pytestmark = [
@@ -339,3 +344,41 @@ def test_nothing_is_left_where_nothing_can_be_written(
     with pytest.raises(OSError, match="No space left"):  # at the end, it is an error of its own
         fit(Fails(), False, module := Module(Fails()), everything(tmp_path)[::order], tmp_path)
     assert not changes(on_module(Module(Fails())), on_module(module))
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+def images(_: Path) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(12, 1, 8, 8, generator=generator), torch.arange(12) % 10)
+    return ResidualNetModule(depth=2, width=8, base_depth=4), {"dataloaders": DataLoader(data, 4)}
+
+
+def instructions(folder: Path) -> Any:
+    source = write_rows(folder / "data.jsonl", rows(8))
+    data = InstructionDataModule(str(source), tokenizer="bytes", max_length=90, batch_size=2)
+    data.setup("validate")
+    return CausalLMModule(config=MODEL), {"dataloaders": data.train_dataloader()}
+
+
+def diagnosis(folder: Path) -> Any:
+    return tiny_diagnosis(), {"datamodule": tiny_class(folder / "class", exercises_per_batch=1)}
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+@pytest.mark.parametrize("make", [images, instructions, diagnosis])
+def test_an_evaluation_that_broke_off_is_no_part_of_the_next(
+    tmp_path: Path, make: Callable[[Path], Any], stage: str
+) -> None:
+    def evaluated(module: Any, data: dict[str, Any], *callbacks: Callback) -> Any:
+        trainer = quiet_trainer(callbacks, default_root_dir=tmp_path)
+        return getattr(trainer, stage)(module, **data, verbose=False)
+
+    hook = "on_validation_batch_end" if stage == "validate" else "on_test_batch_end"
+    module, data = make(tmp_path)
+    expected = evaluated(module, data)
+    other = Other(Fails(hook), tmp_path, saves=False)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        evaluated(module, data, other)
+    assert evaluated(module, data) == expected
