@@ -81,17 +81,35 @@ class SecondTensor(torch.Tensor):
     __array__ = numpy
 
 
-class _Module(backend_registration._DummyBackendModule):
+class _Module:
     """What ``torch.second`` says of the device; random numbers are the CPU's."""
 
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        return [torch.bfloat16, torch.float16]
+    def is_available(self) -> bool:
+        return True
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def current_device(self) -> int:
+        return 0
+
+    def device_count(self) -> int:
+        return 1
+
+    def manual_seed_all(self, seed: int) -> None:
+        """The CPU's generator has been seeded already."""
 
     def get_rng_state(self, device: Any = None) -> Tensor:
         return torch.get_rng_state()
 
     def set_rng_state(self, state: Tensor, device: Any = None) -> None:
         torch.set_rng_state(state)
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
 
 
 class SecondAccelerator(CPUAccelerator):
