@@ -48,7 +48,9 @@ class FeatureDynamicsMonitor(Callback):
             measured from the resume on, with a warning.
         write_table: Whether to write the curves over the blocks to
             ``artifacts/feature_dynamics.csv`` in ``trainer.log_dir``, after each epoch and with
-            each checkpoint. A resumed run's table begins with the rows that its checkpoint holds.
+            each checkpoint. A resumed run's table begins with the rows that its checkpoint holds, and
+            a further ``fit`` of the same trainer goes on with table and start, unless the weights
+            were changed in between.
         seed: Of the choice of rows.
 
     *Logged metrics* (x-axis: optimizer steps), ``depth_mup/`` and:
@@ -116,6 +118,9 @@ class FeatureDynamicsMonitor(Callback):
         self._built: list[dict[str, Tensor]] = []
         self._restored: dict[str, Any] | None = None
         self._record = DynamicsRecord()
+        # of the fit before this one: its record, and the step and the weights that it ended with
+        self._before: DynamicsRecord | None = None
+        self._left: tuple[int, dict[str, list[float]]] | None = None
         self._next = 0
         self._armed_step: int | None = None
         self._at_hand = BatchAtHand()
@@ -133,6 +138,8 @@ class FeatureDynamicsMonitor(Callback):
             "FeatureDynamicsMonitor compares whole matrices",
             "Use DDP or one device, or leave the monitor out.",
         )
+        if self._record.reference:
+            self._before = self._record
         self._record, self._restored = DynamicsRecord(self._record.rows), None
         self._failed = False
         try:
@@ -202,6 +209,7 @@ class FeatureDynamicsMonitor(Callback):
         if self._probe is None:
             return
         self._probe.attach()
+        self._go_on(trainer, self._probe)
         device = "cpu" if self.reference_device == "cpu" else None
         lost = self._record.start(
             self._probe, trainer.global_step, self._restored, next(iter(self._built), None), device
@@ -224,6 +232,14 @@ class FeatureDynamicsMonitor(Callback):
             self._record.take_over(self._restored)
             self._find_folder(trainer)
             self._write(trainer)
+
+    def _go_on(self, trainer: Trainer, probe: StreamProbe) -> None:
+        """Keep the start where this fit goes on with the weights that the last one left."""
+        before, self._before = self._before, None
+        if self._restored is None and before is not None and self._left == _now(trainer, probe):
+            state = before.state(with_reference=False, with_rows=True)
+            self._restored = {**state, "next": [self.every_n_steps, self._next]}
+            self._built = [dict(before.reference)]
 
     def _find_folder(self, trainer: Trainer) -> None:
         # on all ranks, because it communicates
@@ -319,7 +335,7 @@ class FeatureDynamicsMonitor(Callback):
             try:
                 self._write(trainer)
             finally:
-                self._release()
+                self._release(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far, the start's step, and a fingerprint of its weights.
@@ -355,8 +371,10 @@ class FeatureDynamicsMonitor(Callback):
         if self.write_table and self._folder and trainer.is_global_zero:
             self._record.write(RunFolder(self._folder), self.every_n_steps)
 
-    def _release(self) -> None:
+    def _release(self, trainer: Trainer | None = None) -> None:
         if self._probe is not None:
+            if trainer is not None:
+                self._left = _now(trainer, self._probe)
             self._probe.detach()
         self._probe = None
         self._armed_step, self._packed = None, None
@@ -366,3 +384,7 @@ class FeatureDynamicsMonitor(Callback):
         if self._loading is not None:
             self._loading.remove()
         self._loading, self._built = None, []
+
+
+def _now(trainer: Trainer, probe: StreamProbe) -> tuple[int, dict[str, list[float]]]:
+    return trainer.global_step, fingerprint(probe.matrices())

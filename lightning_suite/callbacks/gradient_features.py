@@ -144,6 +144,7 @@ class GradientFeatureCallback(Callback):
         self._recording: TrainingRecorder | None = None
         self._store: OnlineStore | None = None
         self._means: RunningMeans | None = None  # since the last log; of the last fit
+        self._group: dict[str, Any] = {}  # of the first watched weight
         self._step = 0
 
     @property
@@ -418,4 +419,4 @@ class GradientFeatureCallback(Callback):
         self._at_hand.end()
         if self._recording is not None:
             self._recording.detach()
-        self._watched, self._recording, self._store = None, None, None
+        self._watched, self._recording, self._store, self._group = None, None, None, {}

@@ -205,14 +205,40 @@ def test_hooks_are_gone_after_fit_and_after_an_exception(tmp_path: Path) -> None
     assert hooks(failing) == 0
 
 
-def test_a_fit_that_goes_on_in_the_same_trainer_keeps_the_rows_so_far(tmp_path: Path) -> None:
+def going_on(folder: Path, *epochs: int, between: Any = None) -> list[dict[str, str]]:
+    """Train until these epochs, one fit after another in one trainer; return the table."""
     monitor = FeatureDynamicsMonitor(1, patterns=PATTERNS)
-    trainer = quiet_trainer([monitor], max_epochs=1, default_root_dir=tmp_path)
-    module = ForeignModule()
-    trainer.fit(module, Batches())
-    trainer.fit_loop.max_epochs = 2
-    trainer.fit(module, Batches())
-    assert steps(tmp_path) == list(range(8))
+    trainer = quiet_trainer([monitor], default_root_dir=folder)
+    module = ForeignModule(lambda groups: torch.optim.SGD(groups, lr=0.05))
+    for until in epochs:
+        trainer.fit_loop.max_epochs = until
+        trainer.fit(module, Batches())
+        if between is not None:
+            between(trainer, module)
+    return table(folder)
+
+
+def test_a_fit_that_goes_on_in_the_same_trainer_measures_from_the_same_start(
+    tmp_path: Path,
+) -> None:
+    def evaluate(trainer: Any, module: ForeignModule) -> None:
+        trainer.test(module, Batches(), verbose=False)
+
+    whole = going_on(tmp_path / "whole", 3)
+    assert [int(row["step"]) for row in whole[::4]] == list(range(12))
+    assert going_on(tmp_path / "parts", 1, 1, 3) == whole  # in the second is nothing to do
+    assert going_on(tmp_path / "tested", 1, 3, between=evaluate) == whole
+
+
+def test_weights_that_were_changed_between_two_fits_are_a_new_start(tmp_path: Path) -> None:
+    def change(_: Any, module: ForeignModule) -> None:
+        with torch.no_grad():
+            module.backbone.tower[0].up.weight.mul_(2)  # type: ignore[union-attr,operator]
+
+    rows = going_on(tmp_path, 1, 2, between=change)
+    assert [int(row["step"]) for row in rows[::4]] == list(range(8)), "the rows so far are kept"
+    changes = {row["step"]: float(row["relative_change"]) for row in rows}
+    assert changes["4"] == 0 < changes["3"]
 
 
 def test_a_second_fit_starts_from_its_own_reference(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -149,6 +151,17 @@ def test_a_fit_that_goes_on_in_the_same_trainer_logs_what_one_would_have(tmp_pat
         return logger.seen
 
     assert logged(1, 3) == logged(3)
+
+
+def test_a_callback_that_has_trained_lets_its_module_go(tmp_path: Path) -> None:
+    callback, module = GradientFeatureCallback(folder=str(tmp_path)), ForeignModule()
+    weight = weakref.ref(module.backbone.stem.weight)
+    trainer = quiet_trainer([callback], max_epochs=1)
+    trainer.fit(module, Batches(1))
+    # Lightning keeps both
+    module.backbone, trainer.optimizers = torch.nn.Identity(), []  # type: ignore[assignment]
+    gc.collect()
+    assert weight() is None
 
 
 # --- nothing left to train ------------------------------------------------------------------------
