@@ -48,8 +48,8 @@ class FeatureDynamicsMonitor(Callback):
             measured from the resume on, with a warning.
         write_table: Whether to write the curves over the blocks to
             ``artifacts/feature_dynamics.csv`` in ``trainer.log_dir``, after each epoch and with
-            each checkpoint. A resumed run's table begins with the rows that its checkpoint holds, and
-            a further ``fit`` of the same trainer goes on with table and start, unless the weights
+            each checkpoint. A resumed run's table begins with the rows that its checkpoint holds; a
+            further ``fit`` of the same trainer goes on with table and start, unless the weights
             were changed in between.
         seed: Of the choice of rows.
 
