@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_suite.errors import SuiteError, check_choice
+from lightning_suite.folder_of_run import folder_of_run
 from lightning_suite.lmcd.attach import METHODS, attach_students, student_prior
 from lightning_suite.lmcd.layout import Prefixes
 from lightning_suite.lmcd.model import DiagnosisModel
@@ -191,7 +192,7 @@ class AttachNewStudentsCallback(Callback):
     def _save(self, trainer: Trainer) -> None:
         if self.save_to is None:
             return
-        folder = str(trainer.log_dir or trainer.default_root_dir)  # a broadcast: on every rank
+        folder = str(folder_of_run(trainer) or trainer.default_root_dir)  # on every rank
         path = Path(self.save_to.replace("{log_dir}", folder))
         trainer.save_checkpoint(path, weights_only=True)
         rank_zero_info(f"AttachNewStudentsCallback: {path} has the new students.")

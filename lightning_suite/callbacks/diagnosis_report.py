@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_suite.errors import SuiteError, check_choice
+from lightning_suite.folder_of_run import folder_of_run
 from lightning_suite.lmcd.cautions import ANSWERS, chances_caution
 from lightning_suite.lmcd.diagnosis import Diagnosis
 from lightning_suite.lmcd.layout import Prefixes
@@ -241,10 +242,10 @@ class DiagnosisReportCallback(Callback):
 
     def _run_folder(self, trainer: Trainer) -> RunFolder | None:
         """Return where to write, on rank 0."""
-        log_dir = trainer.log_dir  # a broadcast: on every rank
+        run = folder_of_run(trainer)  # on every rank
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return None
-        return RunFolder(self.folder or str(log_dir))
+        return RunFolder(self.folder or str(run))
 
     def _write_scores(self, folder: RunFolder, trainer: Trainer, trained: bool) -> list[str]:
         logits, data = self._pairs["logit"], _data(trainer)

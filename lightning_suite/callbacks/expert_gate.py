@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_suite.compilation import is_compiled
 from lightning_suite.errors import SuiteError
 from lightning_suite.fit_order import BatchAtHand
+from lightning_suite.folder_of_run import folder_of_run
 from lightning_suite.language.loading import load_tokenizer
 from lightning_suite.ranks import Numbers, of_all_ranks, share_of_rank
 from lightning_suite.run_folder import RunFolder
@@ -201,9 +202,9 @@ class ExpertGateCallback(Callback):
             self._count()
         state = {**self.state_dict(), "epoch": of_all_ranks(trainer, [self._epoch])}
         checkpoint.setdefault("callbacks", {})[self.state_key] = state
-        log_dir = trainer.log_dir  # a broadcast: on every rank
-        if self.write_bank and self.bank is not None and log_dir and trainer.is_global_zero:
-            save_bank(self.bank, RunFolder(log_dir).artifacts / "bank")
+        run = folder_of_run(trainer)  # on every rank
+        if self.write_bank and self.bank is not None and run and trainer.is_global_zero:
+            save_bank(self.bank, RunFolder(run).artifacts / "bank")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -19,6 +19,7 @@ from lightning_suite.depth_mup.roles import assign_roles
 from lightning_suite.depth_mup.rules import Role
 from lightning_suite.errors import SuiteError
 from lightning_suite.fit_order import BatchAtHand, may_build_itself_later
+from lightning_suite.folder_of_run import folder_of_run
 from lightning_suite.run_folder import RunFolder
 from lightning_suite.strategies import refuse_sharded_parameters
 
@@ -47,7 +48,7 @@ class FeatureDynamicsMonitor(Callback):
             the same weights, which is checked); where it was built differently, changes are
             measured from the resume on, with a warning.
         write_table: Whether to write the curves over the blocks to
-            ``artifacts/feature_dynamics.csv`` in ``trainer.log_dir``, after each epoch and with
+            ``artifacts/feature_dynamics.csv`` in the run's folder, after each epoch and with
             each checkpoint. A resumed run's table begins with the rows that its checkpoint holds; a
             further ``fit`` of the same trainer goes on with table and start, unless the weights
             were changed in between.
@@ -243,7 +244,7 @@ class FeatureDynamicsMonitor(Callback):
 
     def _find_folder(self, trainer: Trainer) -> None:
         # on all ranks, because it communicates
-        self._folder = None if getattr(trainer, "fast_dev_run", False) else trainer.log_dir
+        self._folder = None if getattr(trainer, "fast_dev_run", False) else folder_of_run(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_suite.errors import SuiteError, check_choice
 from lightning_suite.fit_order import BatchAtHand, may_build_itself_later
+from lightning_suite.folder_of_run import folder_of_run
 from lightning_suite.ranks import of_all_ranks, share_of_rank
 from lightning_suite.resofilter.feature import Feature
 from lightning_suite.resofilter.features import make_features
@@ -225,10 +226,10 @@ class GradientFeatureCallback(Callback):
         self._means = RunningMeans(recorder)
         self._means.restore(means)
         self._group = group_of(recorder.targets[0], trainer.optimizers)
-        log_dir = trainer.log_dir  # a broadcast: on every rank
+        run = folder_of_run(trainer)  # on every rank
         if getattr(trainer, "fast_dev_run", False):
             return
-        self._path = Path(self.folder or Path(log_dir or "", "gradient_features"))
+        self._path = Path(self.folder or Path(run or "", "gradient_features"))
         if trainer.is_global_zero:
             self._store = self._open(self._path, trainer, pl_module)
             self._store.go_on(self._batches, None if restored is None else Path(restored["folder"]))

@@ -32,6 +32,7 @@ from lightning_suite.datamodules.loading import (
 )
 from lightning_suite.datamodules.noise import Spoilt, plant_noise, write_noise
 from lightning_suite.errors import SuiteError, check_choice
+from lightning_suite.folder_of_run import folder_of_run
 from lightning_suite.language.batching import token_budget_batches
 from lightning_suite.language.loading import load_tokenizer
 from lightning_suite.language.prompts import (
@@ -371,7 +372,7 @@ class InstructionDataModule(LightningDataModule):
         trainer = self.trainer
         if not self.noise_records or trainer is None or getattr(trainer, "fast_dev_run", False):
             return
-        folder = trainer.log_dir  # a broadcast: on every rank
+        folder = folder_of_run(trainer)  # on every rank
         if folder is None or not trainer.is_global_zero:
             return
         write_noise(RunFolder(folder).artifacts / "noise.jsonl", self.noise_records)

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from lightning_suite.folder_of_run import folder_of_run
 from lightning_suite.run_folder import RunFolder
 from lightning_suite.scen.attachment import Attachment, attach
 from lightning_suite.scen.bank import ExpertBank
@@ -163,11 +164,11 @@ class FittingModule(LightningModule):
 
     def _run_folder(self) -> RunFolder | None:
         """Return the run's folder on the first rank; to be called on all."""
-        log_dir = self.trainer.log_dir  # a broadcast
+        run = folder_of_run(self.trainer)  # on every rank
         if (
-            log_dir is None
+            run is None
             or getattr(self.trainer, "fast_dev_run", False)
             or not self.trainer.is_global_zero
         ):
             return None
-        return RunFolder(log_dir)
+        return RunFolder(run)
