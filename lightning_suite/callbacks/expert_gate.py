@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_suite.compilation import is_compiled
@@ -47,8 +48,8 @@ class ExpertGateCallback(Callback):
     bank; :func:`~lightning_suite.scen.attachment.attachments_in` finds its handle.
 
     Args:
-        bank: A bank file; its layer, gate and kind of experts count. None, or a file that does
-            not exist yet: an empty bank, made by the following arguments.
+        bank: A bank file; its layer, gate and kind of experts count. None, or in a fit a file that
+            does not exist yet: an empty bank, made by the following arguments.
         layer: Dotted name of the linear map in the causal LM; or the number of a decoder layer,
             whose last feed-forward map is taken; None takes the layer at 5/8 of the depth.
         gate: ``subject``, ``closed``, ``bce`` or ``scen``.
@@ -73,7 +74,8 @@ class ExpertGateCallback(Callback):
 
     Raises:
         SuiteError: In ``setup``: the module holds no causal LM or no such layer, the bank is
-            damaged or of another model, no tokenizer is found, or one of the refusals above.
+            damaged or of another model, no tokenizer is found, or one of the refusals above. Where
+            an evaluation starts: the bank that was named is not there.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -134,6 +136,18 @@ class ExpertGateCallback(Callback):
                 "to its weight as it was. Freeze it, train adapters, or set allow_other_weights."
             )
         self._handle = self._attach(self.bank)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to evaluate the model as it is, where a bank was named."""
+        self._refuse_no_bank(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to evaluate the model as it is, where a bank was named."""
+        self._refuse_no_bank(trainer)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to answer as the model does, where a bank was named."""
+        self._refuse_no_bank(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the epoch that a checkpoint fell into."""
@@ -316,6 +330,16 @@ class ExpertGateCallback(Callback):
             expert=self.expert,
             rank=self.rank,
             template=self.prompt_template,
+        )
+
+    def _refuse_no_bank(self, trainer: Trainer) -> None:
+        fitting = trainer.state.fn == TrainerFn.FITTING  # edits may be committed on the way
+        if fitting or self.path is None or bank_exists(self.path) or len(self.bank or ()):
+            return
+        raise SuiteError(
+            f"ExpertGateCallback: there is no bank {self.path!r}, so nothing would be edited. Name "
+            "one that was written (`lightning-suite bank list PATH` shows it), or give no bank for "
+            "the model as it is."
         )
 
     def _attach(self, bank: ExpertBank) -> Attachment:

@@ -291,6 +291,20 @@ def test_a_checkpoint_without_its_bank_file_says_what_is_missing(
 # --- what is refused ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_a_bank_that_is_not_there_is_no_model_without_edits(stage: str, tmp_path: Path) -> None:
+    trainer = quiet_trainer(
+        [ExpertGateCallback(str(tmp_path / "mistyped"), prompt_template=TEMPLATE)]
+    )
+    with pytest.raises(SuiteError, match="no bank '.*mistyped', so nothing would be edited"):
+        getattr(trainer, stage)(Chat(), loader())
+
+
+def test_a_fit_may_begin_a_bank_that_is_not_there(tmp_path: Path) -> None:
+    begun = ExpertGateCallback(str(tmp_path / "new"), prompt_template=TEMPLATE)
+    quiet_trainer([begun], max_epochs=1).fit(Chat(), loader(), loader())
+
+
 class NoLM(Chat):
     def __init__(self) -> None:
         super().__init__()
