@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,6 +18,7 @@ from lightning_suite.datamodules.cold_start_batches import (
     ExerciseBatches,
     pad_tokens,
 )
+from lightning_suite.datamodules.cold_start_cautions import thin_cautions
 from lightning_suite.datamodules.cold_start_manifest import check_oracle, manifest
 from lightning_suite.datamodules.cold_start_reading import check_sources, read_parts
 from lightning_suite.datamodules.cold_start_sources import ResponseData
@@ -33,6 +35,8 @@ from lightning_suite.datamodules.loading import ResumableLoader, no_loaders, sam
 from lightning_suite.errors import SuiteError, check_choice
 from lightning_suite.language.loading import load_tokenizer
 from lightning_suite.language.prompts import ByteTokenizer
+
+_log = logging.getLogger(__name__)
 
 SYSTEM = "Judge how hard the following exercise is for one particular student."
 _SAME = ("kind", "held_out")  # of the manifests of the same students
@@ -195,6 +199,8 @@ class ColdStartDataModule(LightningDataModule):
         if self.kc_texts:
             encoded = encode_texts(tokenizer, self.kc_ids, self.kc_texts, h["max_length"])
             self.kc_prefixes = pad_tokens(encoded, self._pad)
+        if stage == "fit":
+            _caution(thin_cautions(self.data, self.split))
         counts = ", ".join(f"{name} {len(part):,}" for name, part in self.split.parts.items())
         rank_zero_info(
             f"ColdStartDataModule: {len(self.data.students):,} students, "
@@ -314,3 +320,9 @@ class ColdStartDataModule(LightningDataModule):
             seed=seed,
         )
         return sampler_loader(samples, sampler, num_workers=self.hparams["num_workers"])
+
+
+@rank_zero_only
+def _caution(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        _log.warning("ColdStartDataModule: %s", sentence)

@@ -14,6 +14,7 @@ from lightning_suite.lmcd.fusion import StudentFusion
 from lightning_suite.lmcd.heads.registry import make_head
 from lightning_suite.lmcd.layout import Prefixes
 from lightning_suite.lmcd.model import DiagnosisModel
+from lightning_suite.lmcd.other_data import other_data
 
 TEXTS_AT_A_TIME = 16
 # Of a Trainer: those that leave students and heads in float32.
@@ -118,7 +119,7 @@ def parameter_groups(
 def check_tables(
     kept: Mapping[str, Sequence[str]], student_ids: Sequence[str], kc_ids: Sequence[str]
 ) -> None:
-    """Refuse a checkpoint that lacks students of the data, or has other KCs.
+    """Refuse a checkpoint of other data, or that lacks students of it or has other KCs.
 
     Args:
         kept: ``student_ids`` and ``kc_ids`` of the checkpoint.
@@ -128,16 +129,25 @@ def check_tables(
     Raises:
         SuiteError: Naming a student that is unknown to it.
     """
+    ours = {"student_ids": student_ids, "kc_ids": kc_ids}
+    if few := other_data(kept, ours):
+        raise SuiteError(
+            f"LMCDModule: the checkpoint was trained on other data: it knows {few} of this data. "
+            "Give --ckpt_path the checkpoint of a fit on this data, or the data that it was "
+            "trained on (data.init_args.source)."
+        )
     theirs = list(kept["student_ids"])
     if list(kc_ids) != list(kept["kc_ids"]):
         raise SuiteError("LMCDModule: the checkpoint was trained on other KCs than this data.")
     if theirs[: len(student_ids)] != list(student_ids):
         known = set(theirs)
-        unknown = next((f": {s!r} is unknown to it" for s in student_ids if s not in known), "")
+        new = [s for s in student_ids if s not in known]
+        more = f", and {len(new) - 1:,} more" if len(new) > 1 else ""
+        unknown = f": {new[0]!r} is unknown to it{more}" if new else ""
         raise SuiteError(
             f"LMCDModule: the data's students are not those of the checkpoint, in their order"
-            f"{unknown}. Attach new students with some of their answers "
-            "(AttachNewStudentsCallback)."
+            f"{unknown}. Attach new students with some of their answers: in a file of their own, "
+            "not in source (data.init_args.new_students, with AttachNewStudentsCallback)."
         )
 
 

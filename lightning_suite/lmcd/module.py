@@ -36,6 +36,7 @@ from lightning_suite.lmcd.heads.registry import HEADS, NEEDS_KC_VECTORS
 from lightning_suite.lmcd.layout import Prefixes
 from lightning_suite.lmcd.metrics import DiagnosisMetrics
 from lightning_suite.lmcd.model import DiagnosisModel
+from lightning_suite.lmcd.other_data import refuse_replacing
 from lightning_suite.scheduling import scheduled
 from lightning_suite.seeding import seeded_by
 
@@ -133,6 +134,7 @@ class LMCDModule(LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.student_ids: list[str] = []
         self.kc_ids: list[str] = []
+        self.exercise_ids: list[str] = []  # of the data that was last trained on
         self.trained_on: list[dict[str, Any]] = []  # manifests of splits
         self.val_metrics, self.test_metrics = DiagnosisMetrics(), DiagnosisMetrics()
         # It moves into the model when that is made.
@@ -161,6 +163,12 @@ class LMCDModule(LightningModule):
             rank_zero_warn(caution)
         new = list(getattr(data, "new_student_ids", ()))  # they get their vectors later
         known = list(data.student_ids)[: len(data.student_ids) - len(new)]
+        if stage == "fit":
+            self.exercise_ids = [exercise.id for exercise in data.data.exercises]
+            ours = {"student_ids": known, "kc_ids": list(data.kc_ids)}
+            refuse_replacing(
+                self.trainer.checkpoint_callbacks, {**ours, "exercise_ids": self.exercise_ids}
+            )
         if not self.student_ids:
             self._make(known, list(data.kc_ids), self._kc_vectors(data))
             return
@@ -263,6 +271,7 @@ class LMCDModule(LightningModule):
             "version": _VERSION,
             "student_ids": self.student_ids,
             "kc_ids": self.kc_ids,
+            "exercise_ids": self.exercise_ids,
             "trained_on": self.trained_on,
         }
         if self.hparams["backbone"] != "full" and self.hparams["pretrained"] is not None:
@@ -292,6 +301,7 @@ class LMCDModule(LightningModule):
             kept_weights = kept.get("backbone")
             check_same_weights(kept_weights, self.model.fusion.backbone, self.hparams["pretrained"])
         self.trained_on = list(kept.get("trained_on", ()))
+        self.exercise_ids = list(kept.get("exercise_ids", ()))  # of an earlier revision: none
         for name, value in self.state_dict().items():
             if name.startswith("model.fusion.backbone."):
                 state.setdefault(name, value)
