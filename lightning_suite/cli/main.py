@@ -13,6 +13,7 @@ from lightning_suite import __version__
 from lightning_suite.cli.commands import COMMANDS, TRAINER_COMMANDS
 from lightning_suite.cli.disk_errors import explain_disk_error
 from lightning_suite.cli.process_group import process_group_ended
+from lightning_suite.cli.same_process import process_as_before
 from lightning_suite.cli.trainer_help import short_help
 from lightning_suite.errors import SuiteError, did_you_mean
 
@@ -50,7 +51,7 @@ def main(args: list[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if args is None else args)
     try:
-        with process_group_ended():
+        with process_as_before(), process_group_ended():
             status = _dispatch(args)
         sys.stdout.flush()  # to a full disk, too, while it can be said
         return status

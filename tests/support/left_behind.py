@@ -11,6 +11,7 @@ import threading
 import warnings
 from typing import Any
 
+import lightning.pytorch  # noqa: F401  (it sets up its loggers)
 import numpy as np
 import torch
 from torch import nn
@@ -96,10 +97,14 @@ def in_process() -> dict[str, Any]:
         "threads of Python": sorted(
             thread.name for thread in threading.enumerate() if "tqdm" not in thread.name
         ),
+        "root logger": (list(logging.root.handlers), logging.root.level),
         "loggers": {
             name: (list(logger.handlers), logger.level, list(logger.filters), logger.propagate)
-            for name, logger in [("", logging.root), *logging.root.manager.loggerDict.items()]
-            if isinstance(logger, logging.Logger) and (logger.handlers or logger.level)
+            for name, logger in logging.root.manager.loggerDict.items()
+            # libraries, such as torch, set up theirs when they are imported or first used
+            if isinstance(logger, logging.Logger)
+            and name.startswith(("lightning", "pytorch"))
+            and (logger.handlers or logger.level)
         },
     }
 
