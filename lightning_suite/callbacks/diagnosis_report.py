@@ -36,7 +36,8 @@ class DiagnosisReportCallback(Callback):
     (student by KC), ``lmcd_items.csv`` (parameters of the exercises), ``lmcd_next.csv`` (what to
     ask each student next, by Fisher information), ``predictions.parquet`` (every student with
     every exercise) and ``mastery.parquet`` (as the CSV, unrounded). ``lightning-suite report``
-    draws them. A warning says where the AUC is below the floor, and where all mean chances
+    draws them. A warning says where the AUC is below the floor, the NLL worse than the floor's or
+    a coin's, exercises are hardly told apart (in ``predict``), and where all mean chances
     (students by KC; in ``test``, single answers) lie on one side of ``threshold``.
 
     Args:

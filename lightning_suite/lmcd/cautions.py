@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from statistics import fmean, stdev, variance
 from typing import Any
 
 # What is compared with the threshold. Single answers may well lie on both sides of it where the
 # means do not.
 MEANS = "the mean predicted chances, of each student over the exercises of each skill,"
 ANSWERS = "the predicted chances of the single answers of this test"
+_FEW = 4  # exercises: the spread of fewer says little
+_NOTHING = 0.02  # standard deviation of shares that is no difference to anyone
 _FIT_FIRST = (
     "This model has not been trained: run fit first, and give its checkpoint (--ckpt_path)."
 )
@@ -116,4 +120,75 @@ def _one_sided(
     return [
         f"Mastery says nothing here: {of} all lie between {low:.3g} and {high:.3g}, "
         f"{side} what counts as mastered{threshold}. {advice}"
+    ]
+
+
+def likelihood_caution(scores: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say that the predicted chances fit the test's answers worse than knowing nothing does.
+
+    Args:
+        scores: Rows of ``lmcd_scores``: ``system`` and, in nats, ``nll``, which may be missing.
+
+    Returns:
+        One sentence where the model's ``nll`` is above that of a coin (log 2) or of the floor.
+    """
+    scores = list(scores)
+    nlls = {row["system"]: float(row["nll"]) for row in scores if row.get("nll") not in (None, "")}
+    model, floor = nlls.get("lmcd", math.nan), nlls.get("floor", math.nan)
+    coin = math.log(2)
+    if not (model > coin or model > floor):  # NaN is above nothing
+        return []
+    than = f"{coin:.3f}, a coin's" if model > coin else f"{floor:.3f}, each student's own rate's"
+    both = (
+        f" (each student's own rate: {floor:.3f})" if model > coin and not math.isnan(floor) else ""
+    )
+    return [
+        f"NLL {model:.3f} is worse than {than}{both}: on this test the chances themselves say less "
+        "than that, whatever their order is. "
+        + (
+            "What may help: answers to more exercises, or fewer epochs (the best by lmcd/val_nll)."
+            if trained(scores)
+            else _FIT_FIRST
+        )
+    ]
+
+
+def alike_caution(items: Iterable[Mapping[str, Any]], *, trained: bool = True) -> list[str]:
+    """Say that the model gives exercises about one chance that the students tell apart.
+
+    The observed shares differ by chance alone, too; what is left of their variance without that of
+    sampling is what a model could have known.
+
+    Args:
+        items: Rows of ``lmcd_items``, or with its ``predicted`` and ``observed`` (shares of right
+            answers) and ``answers`` (their number); empty where there is none.
+        trained: As for :func:`mastery_caution`.
+
+    Returns:
+        One sentence where there are four exercises with answers or more, they differ, and the
+        predicted means differ by less than a quarter of that.
+    """
+    known = [
+        (float(row["predicted"]), float(row["observed"]), int(row["answers"]))
+        for row in items
+        if row.get("predicted") not in (None, "") and row.get("observed") not in (None, "")
+    ]
+    known = [(said, seen, answers) for said, seen, answers in known if answers > 1]
+    if len(known) < _FEW:
+        return []
+    said, seen, _ = zip(*known, strict=True)
+    by_chance = fmean(share * (1 - share) / (answers - 1) for _, share, answers in known)
+    apart = max(variance(seen) - by_chance, 0.0) ** 0.5
+    if not (apart > _NOTHING and stdev(said) < apart / 4):
+        return []
+    return [
+        f"The exercises are hardly told apart: their mean predicted chances lie between "
+        f"{min(said):.2f} and {max(said):.2f}, what the students got right between "
+        f"{min(seen):.2f} and {max(seen):.2f} ({len(known)} exercises). "
+        + (
+            "What may help: more exercises to learn from, skills (kc_ids), text: kc_names or "
+            "another head (model.init_args.head)."
+            if trained
+            else _FIT_FIRST
+        )
     ]

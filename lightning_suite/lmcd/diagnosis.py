@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _PAIRS = 2**16  # in a chunk
+_ROUNDING = 1e-6  # of float32 numbers of about one
 Row = dict[str, Any]
 
 
@@ -63,6 +64,8 @@ def item_rows(diagnosis: Diagnosis) -> Iterator[Row]:
         difficulty = diagnosis.difficulty[:, e]
         difficulty = difficulty[difficulty.isfinite()]
         spread = difficulty.std(correction=0).item() if len(difficulty) > 1 else math.nan
+        if spread <= _ROUNDING * max(1.0, difficulty.abs().max().item() if len(difficulty) else 0):
+            spread = 0.0  # all students read it alike
         needed = diagnosis.q_matrix[e].nonzero().flatten().tolist()
         yield {
             "exercise_id": exercise,

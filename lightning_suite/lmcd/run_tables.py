@@ -12,7 +12,14 @@ from torch import Tensor
 from lightning_suite.extras import import_extra
 from lightning_suite.files import atomic_write, write_csv
 from lightning_suite.lmcd.baselines import Answers
-from lightning_suite.lmcd.cautions import MEANS, chances_caution, floor_caution, oracle_caution
+from lightning_suite.lmcd.cautions import (
+    MEANS,
+    alike_caution,
+    chances_caution,
+    floor_caution,
+    likelihood_caution,
+    oracle_caution,
+)
 from lightning_suite.lmcd.diagnosis import Diagnosis, item_rows, next_rows, prediction_chunks
 from lightning_suite.lmcd.mastery import KCMastery, mastery_by_kc, mastery_rows
 from lightning_suite.lmcd.metrics import weighted_auc
@@ -126,7 +133,7 @@ def write_scores(
     folder.add_table(
         "lmcd_roc", roc_rows(bounded, asked.correct), title="ROC curves", section=SECTION
     )
-    return oracle_caution(rows) + floor_caution(rows)
+    return oracle_caution(rows) + floor_caution(rows) + likelihood_caution(rows)
 
 
 def write_diagnosis(
@@ -161,9 +168,10 @@ def write_diagnosis(
         f"the model reads from the student alone; mastered from {threshold:g} on.",
         section=SECTION,
     )
+    items = list(item_rows(diagnosis))
     folder.add_table(
         "lmcd_items",
-        item_rows(diagnosis),
+        items,
         title="Exercises",
         caption="Difficulty: mean over students, with its spread.",
         section=SECTION,
@@ -184,7 +192,7 @@ def write_diagnosis(
     elif predictions == "parquet":
         _write_parquet(path, PREDICTIONS, prediction_chunks(diagnosis))
         _write_parquet(folder.artifacts / "mastery.parquet", MASTERY, _columns(students, mastery))
-    cautions = _one_sided(mastery, threshold, trained)
+    cautions = alike_caution(items, trained=trained) + _one_sided(mastery, threshold, trained)
     return None if predictions == "none" else path, cautions
 
 

@@ -31,6 +31,7 @@ SYSTEMS = {
 _STUDENTS = 40  # rows of the heat map
 _SKILLS = 40  # names below it; columns are all drawn
 _CELLS = 5_000  # of the map as a drawing; more are a bitmap in it
+_SPAN = 0.5  # of the axes of difficulty and discrimination, at least
 _KC_LETTERS = 34
 _STUDENT_LETTERS = 24
 
@@ -251,6 +252,7 @@ def items_figure(rows: Sequence[Row]) -> Figure:
         right.set_xlabel("difficulty")
         right.set_ylabel("discrimination")
         right.set_title("Parameters")
+        _least_span(right)
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(kinds))
     return figure
@@ -258,6 +260,17 @@ def items_figure(rows: Sequence[Row]) -> Figure:
 
 def _column(rows: Sequence[Row], name: str) -> np.ndarray:
     return np.array([float(row[name]) for row in rows])
+
+
+def _least_span(axes: Axes) -> None:
+    """Keep parameters that are all alike from filling the axes: there, differences are rounding."""
+    for low, high, limit in (
+        (*axes.get_xlim(), axes.set_xlim),
+        (*axes.get_ylim(), axes.set_ylim),
+    ):
+        if high - low < _SPAN:
+            middle = (low + high) / 2
+            limit(middle - _SPAN / 2, middle + _SPAN / 2)
 
 
 def _diagonal(axes: Axes) -> None:

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_suite.errors import SuiteError
-from lightning_suite.lmcd.cautions import floor_caution, mastery_caution, oracle_caution, trained
+from lightning_suite.lmcd.cautions import (
+    alike_caution,
+    floor_caution,
+    likelihood_caution,
+    mastery_caution,
+    oracle_caution,
+    trained,
+)
 from lightning_suite.report.layout import notice, prose
 from lightning_suite.report.lmcd_figures import draw_diagnosis
 from lightning_suite.report.lmcd_folds import SCORES
@@ -51,7 +58,10 @@ def _tiles(tables: Mapping[str, Path]) -> list[str]:
 def _cautions(tables: Mapping[str, Path]) -> list[str]:
     mastery = read_rows(tables, "lmcd_mastery", ("student_id", "predicted"))
     scores = read_rows(tables, "lmcd_scores", SCORES)
-    cautions = oracle_caution(scores) + floor_caution(scores)
+    cautions = oracle_caution(scores) + floor_caution(scores) + likelihood_caution(scores)
+    items = read_rows(tables, "lmcd_items", ("predicted", "observed"))
+    if items and "answers" in items[0]:  # a table of an earlier revision has no such column
+        cautions += alike_caution(items, trained=trained(scores))
     if mastery and "mastered" in mastery[0]:
         cautions += mastery_caution(mastery, trained=trained(scores))
     return [notice(caution) for caution in cautions]

@@ -17,7 +17,7 @@ from tiny_lmcd import quiet, tiny_class, tiny_diagnosis
 
 from lightning_suite import DiagnosisReportCallback
 from lightning_suite.errors import SuiteError
-from lightning_suite.lmcd.diagnosis import Diagnosis
+from lightning_suite.lmcd.diagnosis import Diagnosis, item_rows
 from lightning_suite.lmcd.run_tables import write_diagnosis, write_scores
 from lightning_suite.run_folder import RunFolder
 
@@ -120,6 +120,33 @@ def test_mastery_is_written_in_columns_too_unrounded(tmp_path: Path) -> None:
         name: str(kind) for name, kind in zip(table.schema.names, table.schema.types, strict=True)
     }
     assert (kinds["predicted"], kinds["mastered"], kinds["kc_id"]) == ("float", "bool", "string")
+
+
+def test_a_difficulty_that_all_students_read_alike_has_no_spread() -> None:
+    """The mean of equal float32 numbers is off by their last bit, and so is what is left of it."""
+    alike = torch.full((12, 1), 0.3137) + torch.tensor([[0.0], [6e-8]] * 6)
+    assert alike.std(correction=0) > 0
+    apart = torch.linspace(-1, 1, 12)[:, None]
+    both = torch.cat([alike, apart], 1)
+    diagnosis = Diagnosis(
+        students=[f"s{i}" for i in range(12)],
+        exercises=["e", "f"],
+        texts=["", ""],
+        kcs=[],
+        names=[],
+        q_matrix=torch.zeros(2, 0, dtype=torch.bool),
+        observed=torch.ones(12, 2),
+        part=["train", "test"],
+        probability=both.sigmoid(),
+        proficiency=torch.zeros(12, 1),
+        per_kc=False,
+        information=both,
+        difficulty=both,
+        items={},
+    )
+    spreads = [row["difficulty_sd"] for row in item_rows(diagnosis)]
+    assert spreads[0] == 0
+    assert spreads[1] == pytest.approx(apart.std(correction=0).item(), rel=1e-5)
 
 
 def test_what_is_not_known_of_a_student_is_empty_in_every_format(tmp_path: Path) -> None:

@@ -100,6 +100,30 @@ def test_a_diagnosis_that_says_nothing_says_so_on_the_page(tmp_path: Path) -> No
     assert "between 0.25 and 0.31, below" in page
 
 
+def test_exercises_that_are_not_told_apart_are_named_on_the_page(tmp_path: Path) -> None:
+    tables = run(tmp_path / "flat")
+    observed = [0.27, 0.30, 0.34, 0.42, 0.5, 0.6, 0.67]
+    rows = [
+        {
+            "part": "test",
+            "predicted": 0.4 + i / 1000,
+            "observed": share,
+            "answers": 60,
+            "difficulty": 0.1,
+            "discrimination": 0.871 + i / 1000,
+        }
+        for i, share in enumerate(observed)
+    ]
+    write(tables["lmcd_items"], rows)
+    write(tables["lmcd_scores"], [{**row, "nll": 0.743} for row in scores(0)])
+    page = "".join(diagnosis_cards(tables))
+    assert "hardly told apart" in page
+    assert "NLL 0.743 is worse than 0.693" in page
+    items = next(drawing for drawing in draw_diagnosis(tables) if drawing.name == "lmcd-items")
+    for low, high in (items.figure.axes[1].get_xlim(), items.figure.axes[1].get_ylim()):
+        assert high - low == pytest.approx(0.5)
+
+
 def test_the_heat_map_goes_from_the_weakest_to_the_strongest(tmp_path: Path) -> None:
     with run(tmp_path)["lmcd_mastery"].open(encoding="utf-8") as file:
         figure = mastery_figure(list(csv.DictReader(file)))
