@@ -24,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_suite.checkpoint_io import write_atomically
 from lightning_suite.checkpoints import require_callbacks
 from lightning_suite.cli.after_fit import last_lines
+from lightning_suite.cli.checkpoint_arguments import checkpoint_arguments, given_model
 from lightning_suite.cli.checkpoints import (
     count_begun_epoch,
     explain_resume_error,
@@ -135,6 +136,7 @@ class SuiteCLI(LightningCLI):
     """
 
     trainer: Trainer
+    parsed_words: list[str] | None = None  # none where the configuration comes as one object
 
     def __init__(self, args: list[str]) -> None:
         self.words = args
@@ -182,6 +184,7 @@ class SuiteCLI(LightningCLI):
             self.config = parser.parse_args(words)
         except ArgumentError as err:
             raise explain(words[1:], self._subcommand_parsers[words[0]], err) from err
+        self.parsed_words = words
         refuse_lists(words[1:], self._subcommand_parsers[words[0]])
         wrong = wrong_values(self.config[words[0]], words[0])
         if wrong:  # before a large model is loaded
@@ -189,25 +192,32 @@ class SuiteCLI(LightningCLI):
             raise explain(words[1:], self._subcommand_parsers[words[0]], refusal)
 
     def _parse_ckpt_path(self) -> None:
-        """Take the model's arguments from the checkpoint, if this program wrote it.
+        """Take the model's arguments that nobody gave from the checkpoint.
 
-        A checkpoint of a plain Trainer does not say which class made its hyperparameters, and
-        `LightningCLI` fails on it; here the model is then built from the configuration alone.
+        `LightningCLI` would replace those that the user gave, too. A checkpoint of a plain Trainer
+        does not say which class made its hyperparameters, and `LightningCLI` fails on it; here the
+        model is then built from the configuration alone.
+
+        Raises:
+            SuiteError: The user asks for another model than the checkpoint's.
         """
-        path = self.config[self.config.subcommand].get("ckpt_path")
+        command = self.config.subcommand
+        path = self.config[command].get("ckpt_path")
         checkpoint = read_checkpoint(path) if path else {}
-        if self.config.subcommand == "fit":
+        if command == "fit":
             require_training_state(path, checkpoint)
         hparams = checkpoint.get("hyper_parameters")
         if not hparams:
             return
-        if "_class_path" in hparams:
-            super()._parse_ckpt_path()
-        else:
+        if "_class_path" not in hparams:
             rank_zero_info(
                 f"{path} was not written by this program: its weights and optimizer state are "
                 "loaded, the model is built from the configuration."
             )
+            return
+        given = given_model(self.parser, self.config, self.parsed_words)
+        model = checkpoint_arguments(path, hparams, given, trains=command == "fit")
+        self.config = self.parser.parse_object({command: {"model": model}}, self.config)
 
     def instantiate_classes(self) -> None:
         """Build model, data, callbacks and Trainer; what one of ours refuses is one line."""
