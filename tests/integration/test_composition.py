@@ -23,7 +23,7 @@ from tiny_editing import TEMPLATE, edit_rows, module_options, write_edits, write
 from tiny_lmcd import tiny_class, tiny_diagnosis
 from tiny_scoring import MODEL, rows, write_rows
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_suite
@@ -326,15 +326,18 @@ class Kill(Callback):
 SCHEDULES: dict[str, Any] = {
     "none": None,
     "cosine": lambda optimizer: CosineAnnealingLR(optimizer, 6, eta_min=1e-4),
-    "one cycle": lambda optimizer: OneCycleLR(optimizer, max_lr=0.1, total_steps=6),
+    "one cycle": lambda optimizer: OneCycleLR(optimizer, max_lr=0.1, total_steps=40),
+    "step": lambda optimizer: StepLR(optimizer, 2, 0.5),
+    "lambda": lambda optimizer: LambdaLR(optimizer, lambda step: 1 / (1 + step)),
 }
 
 
-# SCENModule trains no weights step by step (see test_scen_runs.py); the others without a schedule
-# here choose their own.
+# SCENModule trains no weights step by step (see test_scen_runs.py); the example chooses its own.
 SCHEDULED = [
-    (name, schedule) for name in ("ResidualNetModule", "CausalLMModule") for schedule in SCHEDULES
-] + [(name, "none") for name in ("LMCDModule", "examples/existing_trainer.py")]
+    (name, schedule)
+    for name in ("ResidualNetModule", "CausalLMModule", "LMCDModule")
+    for schedule in SCHEDULES
+] + [("examples/existing_trainer.py", "none")]
 
 
 @pytest.mark.parametrize(("module", "schedule"), SCHEDULED)
@@ -342,16 +345,18 @@ def test_all_overlays_together_are_killed_and_end_where_they_would_have(
     module: str, schedule: str, cases: dict[str, Case], tmp_path: Path
 ) -> None:
     case = cases[module]
+    monitor = {**case.options.get("feature_dynamics", {}), "save_reference": True}  # see Forget
+    case = replace(case, options={**case.options, "feature_dynamics": monitor})
     if schedule != "none":
         case = replace(case, make=lambda: scheduled(cases[module].make(), schedule))
-    whole, _ = fit(case, case.fits, tmp_path / "whole", epochs=3)
+    whole, uninterrupted = fit(case, case.fits, tmp_path / "whole", epochs=3)
 
     path = tmp_path / "killed.ckpt"
     with pytest.raises(RuntimeError, match="killed"):
         fit(case, case.fits, tmp_path / "killed", more=[Kill(path)], epochs=3)
     torch.load(path, weights_only=True)
     again = tmp_path / "resumed"
-    resumed, _ = fit(case, case.fits, again, more=[Forget()], epochs=3, ckpt_path=path)
+    resumed, trainer = fit(case, case.fits, again, more=[Forget()], epochs=3, ckpt_path=path)
 
     frozen = {name for name, p in cases[module].make()[0].named_parameters() if not p.requires_grad}
     trained = whole.keys() - frozen
@@ -360,6 +365,12 @@ def test_all_overlays_together_are_killed_and_end_where_they_would_have(
     rtol = 1e-4 if module == "LMCDModule" else 0.0
     for name in trained:
         torch.testing.assert_close(resumed[name], whole[name], rtol=rtol, atol=rtol / 100)
+    metrics = trainer.callback_metrics
+    assert metrics.keys() == uninterrupted.callback_metrics.keys()
+    for name, value in uninterrupted.callback_metrics.items():
+        if "per_second" not in name:
+            near = pytest.approx(float(value), rel=rtol, abs=rtol / 100, nan_ok=True)
+            assert float(metrics[name]) == near, name
 
 
 def scheduled(made: tuple[LightningModule, Any], schedule: str) -> tuple[LightningModule, Any]:
