@@ -103,8 +103,9 @@ class InstructionDataModule(LightningDataModule):
         response_column: Column of the answer.
         messages_column: Column of conversations (lists of ``{role, content}``), instead.
         id_column: Column of the ids. None takes ``id`` or ``sample_id`` (of rows that `select`
-            wrote ``sample_id``); without either, an id is a hash of the content.
-        duplicate_ids: ``refuse`` them, or ``number`` them (``id#2``).
+            wrote ``sample_id``); without either, an id is a hash of the content, and equal rows
+            are numbered (``hash#2``), with a warning.
+        duplicate_ids: Of ids that the data give: ``refuse`` them, or ``number`` them (``id#2``).
         noise: Share of the training samples to spoil, by kind (``wrong_answer``, ``gibberish``,
             ``off_topic``, ``duplicate``), for studies; see
             :func:`~lightning_suite.datamodules.noise.plant_noise`. What was done is written to

@@ -14,6 +14,7 @@ from lightning_suite.datamodules.hf_datasets import (
     load_folder_dataset,
     load_hub_dataset,
 )
+from lightning_suite.datamodules.instruction_ids import given_ids, made_ids, unique_ids
 from lightning_suite.datamodules.row_files import SUFFIXES, read_row_file
 from lightning_suite.datamodules.word_problems import word_problems
 from lightning_suite.errors import SuiteError, did_you_mean
@@ -31,8 +32,7 @@ COLUMN_PAIRS = (
     ("instruction", "response"),
     ("question", "answer"),
 )
-MESSAGES, INPUT, ID_COLUMNS = "messages", "input", ("id", "sample_id")
-WRITTEN_BY_SELECT = {"sample_id", "selection_score"}
+MESSAGES, INPUT = "messages", "input"
 _SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 _SHOWN = 5  # rows named in a message
 
@@ -134,11 +134,12 @@ def read_examples(
         rows: Of one split, at least one.
         columns: Which columns hold what.
         where: Name of the data, for messages.
-        duplicate_ids: What to do with an id that has been there: ``refuse`` the data, or
-            ``number`` it (``id#2``).
+        duplicate_ids: What to do with an id of the data that has been there: ``refuse`` the data,
+            or ``number`` it (``id#2``). Equal rows of data without ids are numbered, with a
+            warning that names them.
 
     Raises:
-        SuiteError: Columns are missing, a row has no text, or ids are not unique. Rows are
+        SuiteError: Columns are missing, a row has no text, or given ids are not unique. Rows are
             counted from 1.
     """
     if not rows:
@@ -156,12 +157,14 @@ def read_examples(
             f"{where}: {len(unreadable):,} of {len(rows):,} rows cannot be used. {shown}"
             f"{' …' if len(unreadable) > _SHOWN else '.'} Correct or remove them."
         )
-    ids = _ids(rows, conversations, columns.id, where)
+    ids = given_ids(rows, columns.id, where)
+    if ids is not None:
+        unique = unique_ids(ids, where, duplicate_ids)
+    else:
+        unique = made_ids([content_hash(messages) for messages in conversations], where)
     return [
         Example(sample_id, messages)
-        for sample_id, messages in zip(
-            _unique(ids, where, duplicate_ids), conversations, strict=True
-        )
+        for sample_id, messages in zip(unique, conversations, strict=True)
     ]
 
 
@@ -246,60 +249,6 @@ def _messages(value: Any) -> tuple[Message, ...]:
 
 def _reason(err: Exception) -> str:
     return f"it has no column {err}" if isinstance(err, KeyError) else str(err)
-
-
-def _ids(
-    rows: Sequence[Row],
-    conversations: Sequence[Sequence[Message]],
-    column: str | None,
-    where: str,
-) -> list[str]:
-    if column is None and rows[0].keys() >= WRITTEN_BY_SELECT:
-        column = "sample_id"  # as the scores know the row: `id` may be there twice
-    column = column or next((name for name in ID_COLUMNS if name in rows[0]), None)
-    if column is None:
-        return [content_hash(messages) for messages in conversations]
-    ids = [row.get(column) for row in rows]
-    if empty := [number for number, value in enumerate(ids, 1) if value in (None, "")]:
-        what = "1 row has" if len(empty) == 1 else f"{len(empty):,} rows have"
-        raise SuiteError(
-            f"{where}: {what} no {column!r}, the first is row {empty[0]}. Fill "
-            "it, or rename the column so that ids are made from the content."
-        )
-    return [str(value) for value in ids]
-
-
-def _unique(ids: list[str], where: str, duplicates: str) -> list[str]:
-    rows: dict[str, list[int]] = {}
-    for number, sample_id in enumerate(ids, 1):
-        rows.setdefault(sample_id, []).append(number)
-    repeated = {sample_id: numbers for sample_id, numbers in rows.items() if len(numbers) > 1}
-    if not repeated:
-        return ids
-    if duplicates == "refuse":
-        shown = "; ".join(
-            f"{sample_id!r} in rows {', '.join(map(str, numbers[:_SHOWN]))}"
-            for sample_id, numbers in list(repeated.items())[:_SHOWN]
-        )
-        what = "1 id is" if len(repeated) == 1 else f"{len(repeated):,} ids are"
-        raise SuiteError(
-            f"{where}: {what} not unique: {shown}{' …' if len(repeated) > _SHOWN else '.'} Scores "
-            "are joined to the data by id. "
-            "Remove the duplicates, or number them: duplicate_ids: number in the config's section "
-            "data, or --data.init_args.duplicate_ids number on the command line."
-        )
-    taken = set(ids)
-    unique: list[str] = []
-    count: dict[str, int] = {}
-    for sample_id in ids:
-        count[sample_id] = count.get(sample_id, 0) + 1
-        name = sample_id
-        if count[sample_id] > 1:
-            while (name := f"{sample_id}#{count[sample_id]}") in taken:
-                count[sample_id] += 1
-            taken.add(name)
-        unique.append(name)
-    return unique
 
 
 def _read_file(path: Path) -> list[Row]:

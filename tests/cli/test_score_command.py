@@ -206,6 +206,26 @@ def test_numbered_duplicates_are_told_apart_to_the_end(score: Score) -> None:
     assert again.samples().ids == names
 
 
+@pytest.mark.filterwarnings("ignore:.*rows repeat an earlier one")
+def test_equal_rows_without_ids_are_scored_selected_and_read_again_each_as_itself(
+    score: Score,
+) -> None:
+    bare = [{"question": row["question"], "answer": row["answer"]} for row in rows(4)]
+    bare.insert(2, dict(bare[0]))  # rows 1 and 3
+    status, _, err = score(samples=bare)
+    assert status == 0, err
+    assert main(["select", "scores", "--keep=1"]) == 0
+    kept = [json.loads(line) for line in Path("scores/kept.jsonl").read_text().splitlines()]
+    assert [{k: row[k] for k in ("question", "answer")} for row in kept] == bare
+    names = [row["sample_id"] for row in kept]
+    assert names[2] == f"{names[0]}#2"
+    assert kept[0]["selection_score"] == kept[2]["selection_score"]
+    again = InstructionDataModule("scores/kept.jsonl", tokenizer="bytes", max_length=90)
+    assert again.samples().ids == names
+    status, _, err = score(samples=bare)  # finished: the ids are those of before
+    assert status == 0, err
+
+
 def test_a_missing_column_is_refused(score: Score) -> None:
     status, _, err = score("--data.init_args.response_column=anwser")
     assert status == 2

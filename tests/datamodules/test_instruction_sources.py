@@ -247,6 +247,20 @@ def test_or_numbered_without_taking_a_name_that_is_there() -> None:
     assert ids(rows, duplicate_ids="number") == ["a", "a#3", "a#2", "b", "a#4"]
 
 
+def test_equal_rows_without_ids_are_numbered_and_named_in_one_warning() -> None:
+    """Real sets have duplicates, and who gave no ids has made no mistake in them."""
+    bare = [{"prompt": row["prompt"], "response": row["response"]} for row in ROWS]
+    hashed = ids(bare)
+    with pytest.warns(UserWarning, match=r"3 of 8 rows repeat an earlier one") as seen:
+        numbered = ids([*bare, bare[1], bare[0], bare[1]])
+    assert numbered == [*hashed, f"{hashed[1]}#2", f"{hashed[0]}#2", f"{hashed[1]}#3"]
+    (said,) = (str(warning.message) for warning in seen)
+    assert "(rows 1, 7; rows 2, 6, 8)" in said
+    # an id depends on the equal rows before it alone: more rows move no other's
+    with pytest.warns(UserWarning, match="1 of 4"):
+        assert ids([bare[4], bare[1], bare[3], bare[1]])[1::2] == [hashed[1], f"{hashed[1]}#2"]
+
+
 def test_rows_that_select_wrote_are_known_by_the_id_of_their_scores() -> None:
     rows = [{**ROWS[0], "id": "a", "sample_id": name} for name in ("a", "a#2")]
     with pytest.raises(SuiteError, match="1 id is not unique"):
