@@ -18,6 +18,7 @@ def last_lines(
     checkpoint: str = "",
     *,
     replaced: bool = False,
+    written: bool = True,
 ) -> list[str]:
     r"""Return the last lines of a fit.
 
@@ -27,6 +28,8 @@ def last_lines(
         folder: Of the run.
         checkpoint: The best one; empty without.
         replaced: Whether it took the place of an earlier file.
+        written: Whether this fit has written a checkpoint at all; ``checkpoint`` may then be the
+            one that it went on from.
 
     Example:
         >>> class SCENModule:
@@ -46,7 +49,10 @@ def last_lines(
         lines["Bank"] = f"{bank} (lightning-suite bank list {shlex.quote(bank)})"
         with_checkpoint = "" if named else checkpoint  # the configuration names what was made
     lines["Report"] = f"lightning-suite report {shlex.quote(folder)}"
-    if checkpoint:
+    if not written:
+        best = f" (the best so far is {checkpoint})" if checkpoint else ""
+        lines["Checkpoint"] = f"none was written in this run{best}"
+    elif checkpoint:
         earlier = " (of this fit; an earlier file of that name is replaced)" if replaced else ""
         lines["Checkpoint"] = f"{checkpoint}{earlier}"
     command = next((_NEXT[name] for name in classes if name in _NEXT), None)
@@ -55,6 +61,27 @@ def last_lines(
         again += ["--ckpt_path", with_checkpoint] if with_checkpoint else []
         lines["Next"] = f"lightning-suite {shlex.join(again)}"
     return [f"{f'{label}:':<11} {text}" for label, text in lines.items()]
+
+
+def stopped_lines(module: Any, words: Sequence[str], folder: str, checkpoint: str) -> str:
+    """Return what to say of a fit that Ctrl-C has ended.
+
+    Args:
+        module: That was trained.
+        words: Of the command line, without the program.
+        folder: Of the run; empty: nothing was written.
+        checkpoint: The last one that this fit has written; empty without.
+    """
+    classes = [kind.__name__ for kind in type(module).__mro__]
+    where = f"stopped; run folder: {folder}. " if folder else "stopped. "
+    command = f"lightning-suite {shlex.join(words)}"
+    if checkpoint:
+        again = shlex.join([*_without_checkpoint(words), "--ckpt_path", checkpoint])
+        return f"{where}To go on from its last checkpoint:\n  lightning-suite {again}"
+    if "SCENModule" in classes and module.hparams["bank"]:
+        return f"{where}What is in the bank is kept, and the same command goes on:\n  {command}"
+    begins = "where it began" if len(_without_checkpoint(words)) < len(words) else "anew"
+    return f"{where}No checkpoint was written: the same command begins {begins}."
 
 
 def _without_checkpoint(words: Sequence[str]) -> list[str]:

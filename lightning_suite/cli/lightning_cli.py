@@ -11,117 +11,35 @@ from pathlib import Path
 from typing import Any, cast
 
 from jsonargparse import ArgumentError, Namespace
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
     LightningCLI,
-    SaveConfigCallback,
 )
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_suite.checkpoint_io import write_atomically
-from lightning_suite.checkpoints import require_callbacks
-from lightning_suite.cli.after_fit import last_lines
+from lightning_suite.checkpoint_io import write_atomically, written_checkpoints
+from lightning_suite.cli.after_fit import last_lines, stopped_lines
 from lightning_suite.cli.checkpoint_arguments import checkpoint_arguments, given_model
 from lightning_suite.cli.checkpoints import (
-    count_begun_epoch,
     explain_resume_error,
     read_checkpoint,
     require_training_state,
 )
 from lightning_suite.cli.empty_folders import no_empty_folder
+from lightning_suite.cli.interruption import Stopped, was_interrupted
 from lightning_suite.cli.messages import constructor_errors
 from lightning_suite.cli.parsing import HelpFormatter, prepare_classes
 from lightning_suite.cli.problems import explain, refuse_lists, wrong_values
+from lightning_suite.cli.save_run import SaveRun
 from lightning_suite.cli.stacking import resolve_options
 from lightning_suite.cli.trainer_help import EPILOG, USAGE
 from lightning_suite.cli.wandb_artifacts import log_artifacts
 from lightning_suite.cli.yaml_depth import guard_yaml
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
-from lightning_suite.run_folder import RunFolder
-
-
-class SaveRun(SaveConfigCallback):
-    """Writes into the run folder what is needed to make the run again.
-
-    ``config.yaml`` (resolved) and ``run.json``; a W&B run gets the configuration too. A Trainer
-    with ``logger: false`` has no run folder, and nothing is written.
-
-    Args:
-        parser: The parser of the command.
-        config: The parsed configuration.
-        command: The command line, word by word.
-        kwargs: For `SaveConfigCallback`.
-    """
-
-    def __init__(
-        self,
-        parser: LightningArgumentParser,
-        config: Namespace,
-        *,
-        command: list[str],
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(parser, config, **kwargs)
-        self.command = command
-        self.folder: RunFolder | None = None  # while the run goes on, on rank zero
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write once, before the first batch."""
-        if not trainer.loggers or self.already_saved:
-            return
-        folder = trainer.log_dir  # a broadcast: on every rank
-        super().setup(trainer, pl_module, stage)
-        if trainer.is_global_zero and folder is not None:
-            text = Path(folder, self.config_filename).read_text(encoding="utf-8")
-            seed = self.config.get("seed_everything")
-            RunFolder(folder).write_record(
-                command=self.command,
-                seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
-                config=text,
-                state="running",
-            )
-            self.folder = RunFolder(folder)
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """See `count_begun_epoch`."""
-        count_begun_epoch(trainer)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note that the run went through."""
-        self._end()
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Note what stopped the run."""
-        text = " ".join(str(exception).split())[:300]
-        with suppress(OSError, SuiteError):  # the exception itself is what the user must see
-            self._end(f"{type(exception).__name__}{': ' if text else ''}{text}")
-
-    def _end(self, stopped_by: str = "") -> None:
-        """Complete ``run.json`` once, where this process has written it."""
-        folder, self.folder = self.folder, None
-        if folder is not None:
-            folder.finish(stopped_by)
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Refuse to go on without a callback that the training depended on."""
-        require_callbacks(checkpoint, trainer)
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the configuration to W&B as ``lightning_suite``, on rank zero."""
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                # modules have arguments of their own that are called config or model
-                logger.log_hyperparams({"lightning_suite": self.config.as_dict()})
 
 
 class SuiteCLI(LightningCLI):
@@ -252,6 +170,10 @@ class SuiteCLI(LightningCLI):
             if advice := explain_resume_error(err, self.trainer):
                 raise SuiteError(advice) from err
             raise
+        except SystemExit as stop:
+            if subcommand == "fit" and was_interrupted(stop):
+                raise Stopped(self._where_it_stopped()) from stop
+            raise
         folder = self.trainer.log_dir  # a broadcast: on every rank
         if self.trainer.is_global_zero and folder is not None:
             log_artifacts(self.trainer.loggers, folder, self.trainer.global_step)
@@ -262,6 +184,15 @@ class SuiteCLI(LightningCLI):
         if not isinstance(first, CSVLogger | TensorBoardLogger) or not self.trainer.is_global_zero:
             return None
         return Path(first.log_dir)
+
+    def _where_it_stopped(self) -> str:
+        """Return what to say of an interrupted fit; nothing on other ranks."""
+        if not self.trainer.is_global_zero:
+            return ""
+        folder = self._folder_to_make()  # without asking the other ranks, as `log_dir` would
+        here = _shown(folder) if folder is not None and folder.is_dir() else ""
+        last = (written_checkpoints(self.trainer) or [""])[-1]
+        return stopped_lines(self.model, self.words, here, _shown(last))
 
     def before_fit(self) -> None:
         """Remember the checkpoints that are there: a fixed name is used again by every fit."""
@@ -275,11 +206,21 @@ class SuiteCLI(LightningCLI):
             if self.trainer.is_global_zero:
                 best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
                 replaced = best in self.earlier
-                here = f"{Path.cwd()}{os.sep}"  # as short as the folder's
-                best = best.removeprefix(here).removeprefix("./")
-                run = str(Path(folder or "."))
-                lines = last_lines(self.model, self.words, run, best, replaced=replaced)
+                saves = self.trainer.checkpoint_callback is not None
+                lines = last_lines(
+                    self.model,
+                    self.words,
+                    str(Path(folder or ".")),
+                    _shown(best),
+                    replaced=replaced,
+                    written=not saves or written_checkpoints(self.trainer) != [],
+                )
                 print("", *lines, sep="\n")
+
+
+def _shown(path: str | Path) -> str:
+    """Return a path as it is typed from here."""
+    return str(path).removeprefix(f"{Path.cwd()}{os.sep}").removeprefix("./")
 
 
 def check_data(data: Namespace | None) -> None:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from lightning_suite import __version__
 from lightning_suite.cli.commands import COMMANDS, TRAINER_COMMANDS
 from lightning_suite.cli.disk_errors import explain_disk_error
+from lightning_suite.cli.interruption import EXIT_STATUS, explain_interrupt, was_interrupted
 from lightning_suite.cli.process_group import process_group_ended
 from lightning_suite.cli.same_process import process_as_before
 from lightning_suite.cli.trainer_help import short_help
@@ -47,7 +48,8 @@ def main(args: list[str] | None = None) -> int:
         args: The words after the program's name; default: those of this process.
 
     Returns:
-        The exit status: 0 all well, 1 the command found problems, 2 it could not run.
+        The exit status: 0 all well, 1 the command found problems, 2 it could not run,
+        130 it was stopped by Ctrl-C.
     """
     args = list(sys.argv[1:] if args is None else args)
     try:
@@ -70,10 +72,8 @@ def main(args: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except SystemExit as stop:  # --help and --print_config end this way
-        if isinstance(stop.code, str):
-            raise
-        return stop.code or 0
+    except (KeyboardInterrupt, SystemExit) as stop:
+        return _status_of(stop, args[0] if args else "")
     except BrokenPipeError:  # the reader of `lightning-suite list | head` has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -84,6 +84,17 @@ def main(args: list[str] | None = None) -> int:
         print(f"lightning-suite: error: {text}", file=sys.stderr)
         _give_up_output()
         return 2
+
+
+def _status_of(stop: KeyboardInterrupt | SystemExit, command: str) -> int:
+    """Return the status to end with; say how to go on where Ctrl-C was heard."""
+    if was_interrupted(stop) and not _wants_traceback():
+        if text := explain_interrupt(stop, command):
+            print(f"lightning-suite: {text}", file=sys.stderr)
+        return EXIT_STATUS
+    if isinstance(stop, KeyboardInterrupt) or isinstance(stop.code, str):
+        raise stop
+    return stop.code or 0  # --help and --print_config end this way
 
 
 def _explain_wandb_error(err: Exception) -> str | None:

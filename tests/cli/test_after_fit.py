@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_suite.cli.after_fit import last_lines
+from lightning_suite.cli.after_fit import last_lines, stopped_lines
 
 
 class SCENModule:
@@ -64,3 +64,15 @@ def test_of_a_users_module_nothing_is_presumed() -> None:
         "Run folder: lightning_logs/version_0",
         "Report:     lightning-suite report lightning_logs/version_0",
     ]
+
+
+def test_what_a_fit_went_on_from_is_not_its_result() -> None:
+    lines = last_lines(TheirModule(), ["fit"], "runs/v1", "in.ckpt", written=False)
+    assert lines[-1] == "Checkpoint: none was written in this run (the best so far is in.ckpt)"
+    lines = last_lines(TheirModule(), ["fit"], "runs/v1", written=False)
+    assert lines[-1] == "Checkpoint: none was written in this run"
+
+
+def test_a_stopped_bank_goes_on_by_the_same_command() -> None:
+    said = stopped_lines(SCENModule("bank"), ["fit", "-c", "scen.yaml"], "runs/v0", "")
+    assert said.endswith("the same command goes on:\n  lightning-suite fit -c scen.yaml")

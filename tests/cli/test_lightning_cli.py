@@ -314,6 +314,16 @@ def test_resume_continues(checkpoint, project):
 
 
 @pytest.mark.filterwarnings("ignore:.*dataloader is not resumable")
+def test_a_run_that_saves_nothing_does_not_show_its_input_as_its_result(project, capsys):
+    assert main(["fit", "-c", "base.yaml"]) == 0
+    (path,) = project.glob("lightning_logs/version_0/checkpoints/*.ckpt")
+    capsys.readouterr()
+    assert main(["fit", "-c", "base.yaml", f"--ckpt_path={path}"]) == 0  # nothing left to train
+    said = capsys.readouterr().out
+    assert "Checkpoint: none was written in this run" in said
+
+
+@pytest.mark.filterwarnings("ignore:.*dataloader is not resumable")
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_run_that_goes_on_twice_trains_no_epoch_too_many(project: Path) -> None:
