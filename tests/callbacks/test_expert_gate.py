@@ -254,7 +254,8 @@ def test_checkpoints_hold_the_bank_and_write_it_beside_them(bank: str, tmp_path:
 
 @pytest.fixture
 def checkpoint(bank: str, tmp_path: Path) -> str:
-    trainer = quiet_trainer([ExpertGateCallback(bank)], max_epochs=1)
+    callbacks = [ExpertGateCallback(bank)]
+    trainer = quiet_trainer(callbacks, max_epochs=1, default_root_dir=tmp_path)
     trainer.fit(Chat(), loader(), loader())
     trainer.save_checkpoint(tmp_path / "saved.ckpt")
     return str(tmp_path / "saved.ckpt")
