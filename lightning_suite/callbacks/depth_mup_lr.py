@@ -78,9 +78,10 @@ class DepthMuPLRCallback(Callback):
     Supported:
         Gradient accumulation, mixed precision (fp16 scaler too), DDP, ``torch.compile`` (of a
         model that has not run yet), manual optimization, several optimizers, LoRA (the role of
-        the wrapped matrix), schedulers of any kind. FSDP (``use_orig_params=True``) is right by
-        construction and untested. Refused: DeepSpeed, FSDP with flattened parameters, a second
-        instance, a parameter without a role, an optimizer of an unknown family.
+        the wrapped matrix), schedulers of any kind, FSDP2 (``fully_shard`` under
+        ``ModelParallelStrategy``). FSDP (``use_orig_params=True``) is right by construction and
+        untested. Refused: DeepSpeed, FSDP with flattened parameters, a second instance, a
+        parameter without a role, an optimizer of an unknown family.
 
     Other callbacks: ``StochasticWeightAveraging`` and ``BackboneFinetuning`` set rates and add
     groups of their own, which needs ``apply="step"``. ``LearningRateFinder`` and ``Tuner.lr_find``

@@ -92,6 +92,22 @@ def test_a_restored_checkpoint_is_believed(net: Any) -> None:
         optimizer.step()
 
 
+def test_a_step_that_trains_nothing_passes_and_the_next_one_is_looked_at(net: Any) -> None:
+    """So torch makes an optimizer's state before it loads a checkpoint of shards."""
+    optimizer = AdamW(net.parameters(), lr=0.1)
+    guarded(net, optimizer)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.0
+    with pytest.raises(SuiteError, match="overwrote"):
+        optimizer.step()
+
+
 def test_rates_that_are_float32_tensors_may_be_rounded(net: Any) -> None:
     optimizer = AdamW(net.parameters(), lr=torch.tensor(3e-3), foreach=False)
     by = {role: Factors(1 / (3 + index)) for index, role in enumerate(ROLES)}
