@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_suite.errors import SuiteError
 from lightning_suite.extras import import_extra
@@ -23,6 +22,7 @@ from lightning_suite.files import temporary_folder, write_json
 from lightning_suite.given_paths import given_path
 from lightning_suite.json_text import load_json
 from lightning_suite.language.gguf_header import check_gguf
+from lightning_suite.rank_zero import rank_zero_info
 
 # Asked for by prefix, as the Hub is: a mistyped folder must not become something else.
 PACKAGE_PREFIX = "package:"

@@ -19,12 +19,12 @@ from importlib.resources import files
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_suite.files import write_json
 from lightning_suite.json_text import load_json
 from lightning_suite.language.gguf import cache_folder
+from lightning_suite.rank_zero import rank_zero_info
 from lightning_suite.scen import calibration, relation_metric
 from lightning_suite.scen.calibration import ExpertTrial, try_experts, try_gate
 from lightning_suite.scen.edits import Edit

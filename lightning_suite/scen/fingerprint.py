@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_suite.errors import SuiteError
+from lightning_suite.rank_zero import rank_zero_warn
 from lightning_suite.scen.bank_state import BaseIdentity
 from lightning_suite.scen.layer_choice import causal_lm, find_layer, layer_shape, unadapted
 from lightning_suite.scen.surroundings import own_precision

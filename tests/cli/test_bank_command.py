@@ -125,6 +125,19 @@ class TestLooking:
         assert (done.returncode, done.stderr) == (0, "")
         assert "2 live" in done.stdout
 
+    def test_what_takes_no_model_waits_for_no_lightning(self, run: Run) -> None:
+        code = (
+            "import sys; from lightning_suite.cli.main import main;"
+            "failed = any([main(['bank', 'remove', 'facts', 'tom']),"
+            " main(['bank', 'compact', 'facts'])]);"
+            "slow = {'lightning', 'transformers', 'torchmetrics'} & set(sys.modules);"
+            "sys.exit(f'loaded {slow}' if slow else failed)"
+        )
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "1 edit removed, 1 live" in done.stdout
+
     def test_explain_names_the_edit_and_its_margin(self, run: Run) -> None:
         status, out, _ = run("explain", "facts", question("Tom"), "Who is there?")
         rows = out.splitlines()

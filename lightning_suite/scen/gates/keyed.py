@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_suite.errors import MissingExtraError, SuiteError
+from lightning_suite.rank_zero import rank_zero_info
 from lightning_suite.scen import routing
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.gates.base import MISS, Gate, PromptQuery, Routing

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_suite.errors import SuiteError
+from lightning_suite.rank_zero import rank_zero_info
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.encoder import PromptEncoder
 from lightning_suite.scen.gates.base import Gate, PromptQuery, Routing
