@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.resources import as_file, files
@@ -96,16 +97,23 @@ def read_prompts(path: str) -> list[str]:
     return prompts
 
 
-def check_source(source: str | Sequence[str]) -> None:
-    """Refuse at once what is not there, without reading what is.
+def check_source(source: str | Sequence[str], format: str = AUTO, **options: Any) -> None:
+    """Refuse at once what is not there or no edits; of a data set of the Hub nothing is asked.
+
+    Args:
+        source: As for :func:`read_edits`.
+        format: Likewise.
+        options: Likewise.
 
     Raises:
         SuiteError: As :func:`read_edits`.
     """
-    for path in [source] if isinstance(source, str) else source:
-        known = path == SHIPPED or path.startswith(HUB_PREFIX)
-        if not known and not given_path(path).exists():
-            _rows(path, None)  # says what is wrong with it
+    paths = [source] if isinstance(source, str) else source
+    if source == SHIPPED or any(path.startswith(HUB_PREFIX) for path in paths):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are for when the edits are read to be made
+        read_edits(source, format, **options)
 
 
 def _rows(source: str | Sequence[str], split: str | None) -> list[Row]:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_suite.datamodules.edit_sources import (
+    SHIPPED,
     Repeated,
     check_source,
     read_edits,
@@ -21,7 +22,6 @@ from lightning_suite.datamodules.edit_sources import (
 from lightning_suite.datamodules.hf_datasets import HUB_PREFIX, load_hub_dataset
 from lightning_suite.datamodules.loading import ResumableLoader, batch_loader
 from lightning_suite.errors import SuiteError
-from lightning_suite.given_paths import given_path
 from lightning_suite.scen.edits import Edit
 
 
@@ -138,11 +138,11 @@ class EditDataModule(LightningDataModule):
 
     @staticmethod
     def check_options(options: Mapping[str, Any]) -> None:
-        """Refuse files that are not there; the command line asks before it loads a model."""
-        check_source(options.get("source") or [])
-        prompts = options.get("prompts")
-        if prompts is not None and not given_path(prompts).exists():
-            read_prompts(prompts)  # says what is wrong with it
+        """Refuse files that are not there or wrong; asked before a model is loaded."""
+        given = {name: options[name] for name in ("format", "split", "repeated") if name in options}
+        check_source(options.get("source") or SHIPPED, **given)
+        if options.get("prompts") is not None:
+            read_prompts(options["prompts"])
 
     def prepare_data(self) -> None:
         """Fill the Hub's cache, in one process only."""

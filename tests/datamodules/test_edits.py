@@ -50,6 +50,35 @@ def test_the_first_edits_of_more_are_those_of_fewer() -> None:
     assert set_up(limit=20).edits[:5] == set_up(limit=5).edits
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"prompt": "Who?", "target": ""}', "row 2: target is empty"),
+        ('{"prompt": "Who?"}', "row 2: "),
+        ('{"prompt": "What?", "target": "d"}', "there more than once; rows 1, 2"),
+        ('{"a": }', "line 2 is not JSON"),
+    ],
+)
+def test_a_mistake_in_the_file_is_found_by_the_check_before_a_model_is_loaded(
+    tmp_path: Path, row: str, message: str
+) -> None:
+    file = tmp_path / "edits.jsonl"
+    file.write_text('{"prompt": "What?", "target": "c"}\n' + row + "\n")
+    with pytest.raises(SuiteError, match=message):
+        EditDataModule.check_options({"source": str(file), "format": "auto", "split": None})
+
+
+def test_the_check_reads_prompts_as_prediction_will_and_takes_what_is_right(tmp_path: Path) -> None:
+    EditDataModule.check_options({})
+    file = tmp_path / "edits.jsonl"
+    file.write_text('{"prompt": "What?", "target": "c", "unread": 1}\n')  # told when it is read
+    EditDataModule.check_options({"source": [str(file)]})
+    empty = tmp_path / "questions.txt"
+    empty.write_text("\n")
+    with pytest.raises(SuiteError, match="holds no prompt"):
+        EditDataModule.check_options({"source": str(file), "prompts": str(empty)})
+
+
 def test_another_order_is_drawn_from_the_seed() -> None:
     plain, drawn, again, other = (set_up(order_seed=seed).edits for seed in (None, 1, 1, 2))
     assert drawn == again != other
