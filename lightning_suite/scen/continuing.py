@@ -17,7 +17,7 @@ from lightning_suite.scen.bank import ExpertBank
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.experts import ExpertSettings
 from lightning_suite.scen.layer_choice import find_layer
-from lightning_suite.scen.records import stored_edit
+from lightning_suite.scen.records import same_prompt, stored_edit
 
 _SHOWN = 5
 
@@ -90,6 +90,59 @@ def split_removed(bank: ExpertBank, edits: Sequence[Edit]) -> tuple[list[Edit], 
         and record.edit == stored_edit(edit)
     ]
     return [edit for edit in left if edit not in out], out
+
+
+def said_of_start(bank: ExpertBank, edits: Sequence[Edit], name: str) -> str:
+    """Return what to tell of a run that adds to a bank with edits; empty where it has none.
+
+    Args:
+        bank: As it is before.
+        edits: Of the run.
+        name: Of the bank's file.
+    """
+    if not len(bank):
+        return ""
+    to_make, out = split_removed(bank, edits)
+    ids = {edit.id for edit in bank.edits}
+    prompts = {same_prompt(edit.prompt) for edit in bank.edits}
+    replacing = sum(edit.id in ids or same_prompt(edit.prompt) in prompts for edit in to_make)
+    there = len(edits) - len(to_make) - len(out)
+    counts = {
+        f"{there:,} {_are(there)} there already": True,
+        f"{replacing:,} replace{'s' if replacing == 1 else ''} an earlier version": replacing > 0,
+        f"{len(to_make) - replacing:,} {_are(len(to_make) - replacing)} new": True,
+        f"{len(out):,} {_are(len(out))} left out (removed from it before)": len(out) > 0,
+    }
+    said = [text for text, say in counts.items() if say]
+    return (
+        f"{name}: the bank holds {_edits(len(bank))} already, and keeps them. Of the "
+        f"{_edits(len(edits))} of this run {', '.join(said[:-1])} and {said[-1]}. For a bank of "
+        "their own: --model.init_args.bank FILE"
+    )
+
+
+def said_of_end(bank: ExpertBank, before: int, name: str) -> str:
+    """Return what a run has done to a bank that had edits.
+
+    Args:
+        bank: As it is now.
+        before: Records that it had.
+        name: Of the bank's file.
+    """
+    made = bank.history.records[before:]
+    replaced = sum(record.replaces is not None for record in made)
+    return (
+        f"{name}: {_edits(len(made) - replaced)} added, {replaced:,} replaced; "
+        f"{len(bank):,} in the bank"
+    )
+
+
+def _edits(count: int) -> str:
+    return f"{count:,} edit{'' if count == 1 else 's'}"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def said_of_removed(ids: Sequence[str], bank: str) -> str:

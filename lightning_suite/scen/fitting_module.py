@@ -18,7 +18,9 @@ from lightning_suite.scen.bank import ExpertBank
 from lightning_suite.scen.bank_file import finish_saving, save_bank
 from lightning_suite.scen.continuing import (
     check_settings,
+    said_of_end,
     said_of_removed,
+    said_of_start,
     split_removed,
     training_plan,
 )
@@ -64,6 +66,16 @@ class FittingModule(LightningModule):
                 None if self.hparams["allow_other_training"] else self._plan(),
             )
 
+    def on_fit_start(self) -> None:
+        """Say what the bank holds already, and what of this run is there."""
+        self._before: int | None = None  # records of a bank that had edits
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.hparams["bank"] is None or not len(self.bank):
+            return
+        self._before = len(self.bank.history.records)
+        if edits := getattr(data, "edits", None):
+            rank_zero_info(said_of_start(self.bank, edits, self.hparams["bank"]))
+
     def training_step(self, batch: Iterable[Edit], batch_idx: int) -> None:
         """Train the experts of a group of edits and commit them to the bank."""
         started = time.perf_counter()
@@ -97,6 +109,8 @@ class FittingModule(LightningModule):
         if removed:
             where = self.hparams["bank"]
             rank_zero_info(said_of_removed(removed, "BANK" if where is None else where))
+        if self._before is not None:
+            rank_zero_info(said_of_end(self.bank, self._before, self.hparams["bank"]))
         folder = self._run_folder()
         if folder is not None:
             save_bank(self.bank, folder.artifacts / "bank")

@@ -175,6 +175,32 @@ def test_a_bank_file_is_continued(model: Path, tmp_path: Path) -> None:
         assert changed.answerer([rows[0]["prompt"]])[0].text == "gold"
 
 
+def test_a_run_says_what_its_bank_holds_already_and_what_it_has_added(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another file's edits join those of an earlier one: not without a word."""
+    rows, bank = edit_rows(4), str(tmp_path / "facts")
+    said: list[str] = []
+    monkeypatch.setattr(fitting_module, "rank_zero_info", said.append)
+
+    def fit(rows: list[dict[str, Any]]) -> list[str]:
+        said.clear()
+        source = write_edits(tmp_path / "edits.jsonl", rows)
+        module = SCENModule(**module_options(model, bank=bank))
+        trainer(tmp_path, limit_val_batches=0).fit(module, EditDataModule(str(source)))
+        return said
+
+    assert fit(rows[:2]) == []
+    start, end = fit([{**rows[0], "target": "gold"}, *rows[1:]])
+    assert f"{bank}: the bank holds 2 edits already" in start
+    assert "Of the 4 edits of this run 1 is there already, 1 replaces an earlier" in start
+    assert "and 2 are new. For a bank of their own: --model.init_args.bank" in start
+    assert end == f"{bank}: 2 edits added, 1 replaced; 4 in the bank"
+    start, end = fit(rows[2:])
+    assert "Of the 2 edits of this run 2 are there already and 0 are new" in start
+    assert end == f"{bank}: 0 edits added, 0 replaced; 4 in the bank"
+
+
 def test_what_was_removed_stays_out_until_it_is_brought_back_or_changed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +221,8 @@ def test_what_was_removed_stays_out_until_it_is_brought_back_or_changed(
     module.bank.remove(["e1"])
     save_bank(module.bank, bank)
     assert fit(rows) == ["e0", "e2"]
-    assert re.search(f"removed from the bank and stay out: e1. .* rollback {bank} e1", said[0])
+    assert "2 are there already, 0 are new and 1 is left out (removed from it before)" in said[0]
+    assert re.search(f"removed from the bank and stay out: e1. .* rollback {bank} e1", said[1])
     assert fit([rows[0], {**rows[1], "target": "gold"}]) == ["e0", "e2", "e1"]
     other = {"training": {**module_options(model)["training"], "steps": 3}}
     assert len(fit(edit_rows(4), **other, allow_other_training=True)) == 4
