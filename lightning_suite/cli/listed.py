@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_suite.errors import SuiteError
 
 
-def listed(value: str | float | Sequence[Any]) -> list[Any]:
+def listed(value: str | float | Sequence[Any] | Mapping[str, Any]) -> list[Any]:
     """Return the items of an option; words are stripped, and empty ones left out.
 
     >>> listed("sp, nfd,"), listed(["sp", "nfd"]), listed(4)

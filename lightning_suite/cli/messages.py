@@ -46,6 +46,8 @@ def condense(message: str) -> str:
     given = re.search(r"(?:Given value|Got value): ([^{\[\n]*)$", message, re.MULTILINE)
     got = f", got {given[1]!r}" if given else ""
     advice = did_you_mean(given[1], re.findall(r"'(.*?)'", " ".join(expected))) if given else ""
+    if expected == ["list"] and given and not advice:
+        advice = f" Write [{given[1]}]."
     end = f".{advice}" if advice else ""
     return f"{prefix}expected {' or '.join(dict.fromkeys(expected))}{got}{end}"
 

@@ -93,7 +93,7 @@ def at_shape(
         else:
             raise SuiteError(
                 f"{shaped.get('class_path')} has no argument {name!r}. Say where its {name} is "
-                f"set: --{name}-key=model.init_args.…"
+                f"set: --{name}_key=model.init_args.…"
             )
     return shaped
 

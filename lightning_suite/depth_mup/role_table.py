@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lightning_suite.depth_mup.param_groups import Factors
-from lightning_suite.depth_mup.roles import RoleMap
+from lightning_suite.depth_mup.roles import RoleMap, row_name
 from lightning_suite.depth_mup.rules import Role
 
 
@@ -21,10 +21,7 @@ def format_table(role_map: RoleMap, factors: Mapping[Role, Factors]) -> str:
     """
     rows: dict[tuple[str, Role], int] = {}
     for full, role in role_map.roles.items():
-        name = full
-        block = next((b for b in role_map.blocks if full.startswith(f"{b}.")), None)
-        if block is not None:
-            name = f"{block.rpartition('.')[0]}.*.{full[len(block) + 1 :]}".lstrip(".")
+        name = row_name(full, role_map.blocks)
         rows[name, role] = rows.get((name, role), 0) + 1
 
     columns: dict[str, dict[Role, float]] = {

@@ -7,6 +7,7 @@ default role, and the refusal lists every name that is missing.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -91,18 +92,45 @@ _ROLE_OF_VECTOR: dict[Role, Role] = {
 }
 
 
-def _refuse(unassigned: list[str], preset: str, inside: bool) -> SuiteError:
-    listed = "\n  ".join(unassigned)
+_MOST_LINES = 20
+
+
+def _refuse(unassigned: list[str], blocks: tuple[str, ...], preset: str) -> SuiteError:
+    counts = Counter(row_name(name, blocks) for name in unassigned)
+    lines = [name if count == 1 else f"{name} ({count})" for name, count in counts.items()]
+    if len(lines) > _MOST_LINES:
+        lines[_MOST_LINES - 1 :] = [f"… and {len(lines) - _MOST_LINES + 1} more"]
+    inside = unassigned[0].startswith(tuple(f"{b}." for b in blocks))
     example = re.sub(r"\d+", r"\\d+", unassigned[0].replace(".", r"\."))
     role = "hidden_last" if inside else "input"
     return SuiteError(
-        f"{len(unassigned)} parameter(s) have no role (preset: {preset}):\n  {listed}\n"
-        "Give each one with patterns (regular expression: role), for example "
-        f"patterns={{{example!r}: {role!r}}}. In a residual block, 'hidden_last' is the "
+        f"{len(unassigned)} parameter(s) have no role (preset: {preset}):\n  "
+        + "\n  ".join(lines)
+        + "\nGive each one with patterns (regular expression: role), for example "
+        f"patterns={{{example!r}: {role!r}}}, or in YAML (the overlay), among the callback's "
+        f"init_args:\n  patterns: {{'{example}': {role}}}\n"
+        "In a residual block, 'hidden_last' is the "
         "matrix whose output is added to the stream, 'hidden_first' every other matrix, 'vector' "
         "biases and gains; outside, 'input' is the embedding, 'final_norm' the last norm and "
         "'output' the readout. Frozen parameters outside the blocks (a teacher's) need no role."
     )
+
+
+def row_name(parameter: str, blocks: Iterable[str]) -> str:
+    """Return a parameter's name with ``*`` for the number of its block.
+
+    Args:
+        parameter: Its name.
+        blocks: Names of the residual blocks.
+
+    Example:
+        >>> row_name("tower.3.fc1.weight", ["tower.2", "tower.3"])
+        'tower.*.fc1.weight'
+    """
+    block = next((b for b in blocks if parameter.startswith(f"{b}.")), None)
+    if block is None:
+        return parameter
+    return f"{block.rpartition('.')[0]}.*.{parameter[len(block) + 1 :]}".lstrip(".")
 
 
 def _refuse_frozen(unassigned: list[str], blocks: tuple[str, ...]) -> SuiteError:
@@ -199,8 +227,7 @@ def assign_roles(
         trained = [_wrapped_name(full) for full, p in parameters.items() if p.requires_grad]
         if not any(name.startswith(prefixes) for name in [*trained, *unassigned]):
             raise _refuse_frozen(unassigned, names)
-        inside_block = unassigned[0].startswith(tuple(f"{b}." for b in names))
-        raise _refuse(unassigned, chosen.name if chosen else "none", inside_block)
+        raise _refuse(unassigned, names, chosen.name if chosen else "none")
     _check_equal_blocks(modules, roles, names)
 
     readouts = _readouts(modules, roles, network)

@@ -1,7 +1,8 @@
 """The folder of a sweep: its settings, one file a finished chunk, and how the missing are trained.
 
 ```
-<out>/sweep.json             what the runs depend on; another sweep cannot use the folder
+<out>/sweep.json             what the runs depend on; another sweep cannot use the folder once a
+                             chunk is finished
 <out>/chunks/<name>.csv      the runs of a finished chunk
 ```
 Each file appears whole or not at all, so a sweep may be killed at any time, and several shards
@@ -46,17 +47,18 @@ class SweepStore:
             seed; plain JSON values.
 
     Raises:
-        SuiteError: The folder holds a sweep with other settings; the message lists them.
+        SuiteError: The folder holds finished chunks of a sweep with other settings; the message
+            lists them.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.settings = json.loads(json.dumps(settings))
-        record = self.path / "sweep.json"
-        if record.exists():
-            _refuse_other(self.path, _read_settings(record), self.settings)
+        self._record = self.path / "sweep.json"
+        if any((self.path / "chunks").glob("*.csv")) and self._record.exists():
+            _refuse_other(self.path, _read_settings(self._record), self.settings)
         else:
-            write_json(record, self.settings)
+            write_json(self._record, self.settings)
 
     def read(self, chunk: Chunk) -> list[RunResult] | None:
         """Return the runs of ``chunk``, or None if it is not finished.
@@ -84,7 +86,13 @@ class SweepStore:
         return results
 
     def write(self, chunk: Chunk, results: Iterable[RunResult]) -> None:
-        """Write a finished chunk."""
+        """Write a finished chunk.
+
+        Raises:
+            SuiteError: The folder was empty when this sweep began, and another one has taken it.
+        """
+        if self._record.exists():
+            _refuse_other(self.path, _read_settings(self._record), self.settings)
         rows = ({**asdict(r), "diverged_at": _text(r.diverged_at)} for r in results)
         write_csv(self._file(chunk), rows, [f.name for f in fields(RunResult)])
 

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_suite.errors import PlacedError, SuiteError, did_you_mean
+from lightning_suite.errors import PlacedError, SuiteError, closest, did_you_mean
 from lightning_suite.resofilter.feature import REGISTRY, Feature
 from lightning_suite.resofilter.gradient_features import (
     EffectiveRank,
@@ -95,8 +95,11 @@ def make_features(
             are made again once it is known.
 
     Raises:
-        SuiteError: A name or setting is unknown, or a feature is there twice.
+        SuiteError: It is no list, a name or setting is unknown, or a feature is there twice.
     """
+    if isinstance(chosen, str | Mapping):
+        near = closest(chosen, REGISTRY) or chosen
+        raise SuiteError(f"features: expected a list, got {chosen!r}. Write [{near!r}].")
     made, wrong = [], []
     for number, one in enumerate(chosen):
         try:

@@ -190,7 +190,7 @@ def test_the_command_sweeps_it_and_resumes(
         ({"lr_key": None}, "Where is the learning rate set"),
         ({"lr_key": "model.init_args.rat"}, "Did you mean 'rate'"),
         ({"lr_key": "model.init.rate"}, "no section 'init'"),
-        ({"depth_key": None}, "has no argument 'depth'"),
+        ({"depth_key": None}, r"has no argument 'depth'.* --depth_key=model\.init_args"),
         ({"final_steps": 7}, "final_steps=7 of steps=6"),
     ],
 )

@@ -185,7 +185,9 @@ def test_shards_merge_to_the_unsharded_sweep(tmp_path: Path) -> None:
 
 def test_another_sweep_cannot_use_the_folder(tmp_path: Path) -> None:
     engine = make_engine()
-    SweepStore(tmp_path, engine.settings(GRID))
+    store = SweepStore(tmp_path, engine.settings(GRID))
+    chunk = plan(GRID, engine.runs_at_once)[0]
+    store.write(chunk, engine(chunk, lambda _: None))
     SweepStore(tmp_path, engine.settings(GRID))  # the same may
     other = replace(engine, steps=9, optimizer=OptimizerSettings("adamw"))
     with pytest.raises(SuiteError, match="optimizer.name: sgd in the folder, adamw now") as error:
@@ -195,6 +197,19 @@ def test_another_sweep_cannot_use_the_folder(tmp_path: Path) -> None:
     data = (engine.train[0] + 1, engine.train[1])
     with pytest.raises(SuiteError, match="data: "):
         SweepStore(tmp_path, replace(engine, train=data).settings(GRID))
+
+
+def test_a_folder_in_which_nothing_is_finished_is_free_for_another_sweep(tmp_path: Path) -> None:
+    engine = make_engine()
+    first = SweepStore(tmp_path, engine.settings(GRID))
+    second = SweepStore(tmp_path, replace(engine, steps=9).settings(GRID))
+    chunk = plan(GRID, engine.runs_at_once)[0]
+    results = engine(chunk, lambda _: None)
+    with pytest.raises(SuiteError, match="steps: 9 in the folder, 8 now"):
+        first.write(chunk, results)  # had it gone on, both would be in one table
+    second.write(chunk, results)
+    with pytest.raises(SuiteError, match="steps: 9 in the folder, 8 now"):
+        SweepStore(tmp_path, engine.settings(GRID))
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:

@@ -277,9 +277,20 @@ def test_a_parameter_without_a_role_is_refused_with_all_names() -> None:
         assign_roles(own_model(), patterns=some)
     message = str(error.value)
     assert "4 parameter(s) have no role" in message
-    for name in ("stem.weight", "trunk.0.down.weight", "trunk.2.down.weight"):
-        assert name in message
+    assert "\n  stem.weight\n  trunk.*.down.weight (3)\n" in message
     assert r"patterns={'stem\\.weight': 'input'}" in message
+    assert "\n  patterns: {'stem\\.weight': input}\n" in message  # as YAML has it
+
+
+def test_a_refusal_of_many_parameters_is_no_flood() -> None:
+    net = own_model()
+    for number in range(40):
+        setattr(net, f"extra{number}", nn.Linear(2, 2))
+    with pytest.raises(SuiteError) as error:
+        assign_roles(net, patterns={})
+    lines = str(error.value).splitlines()
+    assert len(lines) < 26
+    assert lines[20] == "  … and 66 more"
 
 
 def test_the_example_of_a_refusal_fits_where_the_parameter_stands() -> None:

@@ -232,3 +232,16 @@ def test_all_wrong_features_are_named_at_once() -> None:
     with pytest.raises(PlacedError) as refused:
         make_features(["grad_nrom", "grad_max", {"name": ["grad_l1"]}])
     assert [place for place, _ in refused.value.places] == [(0,), (2,)]
+
+
+@pytest.mark.parametrize("given", ["grad_nrm", "grad_norm"])
+def test_a_name_alone_is_no_list_of_letters(given: str) -> None:
+    with pytest.raises(
+        SuiteError, match=r"features: expected a list, got .* Write \['grad_norm'\]"
+    ):
+        make_features(given)
+
+
+def test_a_mapping_alone_is_no_list() -> None:
+    with pytest.raises(SuiteError, match=r"Write \[\{'name': 'sketch'\}\]"):
+        make_features({"name": "sketch"})

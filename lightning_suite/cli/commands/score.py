@@ -18,6 +18,7 @@ from jsonargparse import Namespace
 from lightning.fabric import Fabric
 from lightning.pytorch import LightningDataModule, LightningModule, seed_everything
 
+from lightning_suite.cli.listed import listed
 from lightning_suite.cli.scored_source import write_source
 from lightning_suite.cli.scoring import (
     Progress,
@@ -57,7 +58,7 @@ IGNORED = ("trainer",)
 def run(
     model: Namespace | None = None,
     data: Namespace | None = None,
-    features: list[str | dict[str, Any]] = [  # noqa: B006 (shown in the help)
+    features: list[str | dict[str, Any]] | dict[str, Any] | str = [  # noqa: B006 (shown in the help)
         "adam1_mean_abs",
         "unsaturation",
         "grad_norm",
@@ -89,7 +90,8 @@ def run(
     Args:
         model: The module as in a config of `fit` (class_path, init_args), usually from --config.
         data: The data module, likewise; its training samples are scored.
-        features: What is computed: names, or {name: sketch, size: 16}.
+        features: What is computed: names, such as grad_norm or [grad_norm, unsaturation], or
+            {name: sketch, size: 16}.
         modules: Layers to watch: all, pieces of their names such as up_proj, or globs.
         layers: all, last:3 (of fewer layers, all), first:2, a number or a list of numbers.
         biases: Also watch the biases of these layers.
@@ -125,7 +127,7 @@ def run(
     for name, value in (("batch_tokens", batch_tokens), ("batch_samples", batch_samples)):
         if value is not None and value < 1:
             raise SuiteError(f"{name}={value}, and it must be at least 1.")
-    make_features(features, states_follow=True)  # a mistake is said at once
+    make_features(features := listed(features), states_follow=True)  # a mistake is said at once
     if threads is not None:
         torch.set_num_threads(threads)
     fabric = _launch(accelerator, devices, num_nodes)

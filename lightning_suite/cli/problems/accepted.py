@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from lightning_suite.cli.listed import listed
 from lightning_suite.cli.problems.classes import find_class
 from lightning_suite.cli.problems.sources import Keys, Problem, Source, has, items
 from lightning_suite.errors import PlacedError, SuiteError, check_choice
@@ -89,9 +90,18 @@ Checks = Mapping[str, Callable[[Any], object]]
 
 def _of_commands() -> dict[str, Checks]:
     """Return by command and option what refuses a wrong value of it."""
+    return {"score": {"features": _check_features}}
+
+
+def _check_features(value: Any) -> None:
     from lightning_suite.resofilter.features import make_features  # noqa: PLC0415
 
-    return {"score": {"features": lambda value: make_features(value, states_follow=True)}}
+    try:
+        make_features(listed(value), states_follow=True)
+    except PlacedError as err:
+        if isinstance(value, list):
+            raise
+        raise SuiteError(str(err)) from err  # one name has no places
 
 
 def _of_classes() -> dict[str, Checks]:

@@ -128,3 +128,17 @@ def test_a_mistyped_role_gets_the_one_that_was_meant(check):
         "      init_args: {base_depth: 4, patterns: {up: hiden_last}}\n"
     )
     assert lines[0].endswith("got 'hiden_last'. Did you mean 'hidden_last'?")
+
+
+def test_a_single_feature_of_score_is_checked_like_a_list(project, capsys):
+    (project / "score.yaml").write_text("out: x\nfeatures: [grad_max]\nlayers: all\n")
+    assert main(["check", "score.yaml", "--features=grad_norm"]) == 0
+    capsys.readouterr()
+    assert main(["check", "score.yaml", "--features=grad_nrm"]) == 1
+    assert "--features: 'grad_nrm' is unknown. Did you mean 'grad_n" in capsys.readouterr().out
+
+
+def test_a_callback_s_single_feature_is_shown_as_a_list(check):
+    one = "{class_path: GradientFeatureCallback, init_args: {features: grad_norm}}"
+    _, lines = check(f"trainer:\n  callbacks: [{one}]\n")
+    assert "init_args.features: expected list, got 'grad_norm'. Write [grad_norm]." in lines[0]
