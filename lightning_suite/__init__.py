@@ -22,6 +22,7 @@ _PUBLIC: dict[str, str] = {
     "GradientFeatureCallback": "lightning_suite.callbacks.gradient_features",
     "ResidualNetModule": "lightning_suite.depth_mup.module",
     "CausalLMModule": "lightning_suite.language.module",
+    "Edit": "lightning_suite.scen.edits",
     "ExpertBank": "lightning_suite.scen.bank",
     "SCENModule": "lightning_suite.scen.module",
     "LMCDModule": "lightning_suite.lmcd.module",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from lightning_suite.language.module import CausalLMModule
     from lightning_suite.lmcd.module import LMCDModule
     from lightning_suite.scen.bank import ExpertBank
+    from lightning_suite.scen.edits import Edit
     from lightning_suite.scen.module import SCENModule
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "ColdStartDataModule",
     "DepthMuPLRCallback",
     "DiagnosisReportCallback",
+    "Edit",
     "EditDataModule",
     "ExpertBank",
     "ExpertGateCallback",
