@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 
 import pytest
 import yaml
@@ -33,6 +35,16 @@ def test_every_config_says_what_it_is_in_its_first_line(name):
     assert first.startswith("# ")
     assert len(first) <= 100
     assert isinstance(yaml.safe_load(text), dict)
+
+
+@pytest.mark.parametrize("name", list(shipped_configs()))
+def test_a_copy_can_be_read_by_anybody_s_own_lightning_cli(name):
+    """It knows no short names of classes that nothing has imported."""
+    text = shipped_configs()[name].read_text(encoding="utf-8")
+    for path in re.findall(r"class_path: *(\S+)", text):
+        module, _, cls = path.rpartition(".")
+        assert module, f"{path} is a short name"
+        assert hasattr(importlib.import_module(module), cls)
 
 
 @pytest.mark.parametrize(
