@@ -10,6 +10,15 @@ from types import TracebackType
 
 from lightning_suite.errors import SuiteError, did_you_mean
 
+# Names of loggers that are no classes.
+_NAME_CLASS = " Name the class: --trainer.logger {0} --trainer.logger.save_dir FOLDER"
+_LOGGERS = {
+    "wandb": " Name the class, WandbLogger; `-c overlays/wandb` adds it, `-c "
+    "overlays/wandb_offline` without network",
+    "csv": _NAME_CLASS.format("CSVLogger") + " (one is there without this option)",
+    "tensorboard": _NAME_CLASS.format("TensorBoardLogger"),
+}
+
 
 def condense(message: str) -> str:
     """Shorten a message of jsonargparse to what a reader needs.
@@ -46,7 +55,9 @@ def condense(message: str) -> str:
     given = re.search(r"(?:Given value|Got value): ([^{\[\n]*)$", message, re.MULTILINE)
     got = f", got {given[1]!r}" if given else ""
     advice = did_you_mean(given[1], re.findall(r"'(.*?)'", " ".join(expected))) if given else ""
-    if expected == ["list"] and given and not advice:
+    if key and given and key[1].rpartition(".")[2] == "logger":
+        advice = _LOGGERS.get(given[1].lower(), advice)
+    elif expected == ["list"] and given and not advice:
         advice = f" Write [{given[1]}]."
     end = f".{advice}" if advice else ""
     return f"{prefix}expected {' or '.join(dict.fromkeys(expected))}{got}{end}"

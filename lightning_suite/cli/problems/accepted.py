@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -69,16 +70,24 @@ def refused_arguments(values: Mapping[str, Any]) -> list[tuple[Keys, str]]:
     cls = find_class(data["class_path"], ("data",)).cls
     if cls is None or not cls.__module__.startswith(f"{_PACKAGE}datamodules."):
         return []
-    arguments = data.get("init_args") or {}
+    return [
+        (("data", *keys), text) for keys, text in _refused_in_making(cls, data.get("init_args"))
+    ]
+
+
+def _refused_in_making(cls: type, arguments: Any) -> Iterator[tuple[Keys, str]]:
+    """Yield what a constructor refuses, at the argument that its message names."""
+    arguments = arguments or {}
     try:
-        cls(**arguments)
+        with warnings.catch_warnings():  # who uses the object will be warned
+            warnings.simplefilter("ignore")
+            cls(**arguments)
     except SuiteError as err:
         text = str(err).removeprefix(f"{cls.__name__}: ")
         named = [(word.start(), key) for key in arguments if (word := _word(key).search(text))]
-        return [(("data", "init_args", min(named)[1]) if named else ("data",), text)]
+        yield ("init_args", min(named)[1]) if named else (), text
     except Exception:  # a value of the wrong type: the parser says so
-        pass
-    return []
+        return
 
 
 def _word(text: str) -> re.Pattern[str]:
@@ -138,7 +147,11 @@ def _wrong_inside(value: Any, keys: Keys, checks: Checks) -> Iterator[tuple[Keys
     """
     if isinstance(value, Mapping) and isinstance(value.get("class_path"), str):
         arguments = value.get("init_args")
-        yield from _wrong_inside(arguments, (*keys, "init_args"), _checks(value, keys))
+        inside = list(_wrong_inside(arguments, (*keys, "init_args"), _checks(value, keys)))
+        cls = find_class(value["class_path"], keys).cls
+        if not inside and cls is not None and cls.__module__.startswith(f"{_PACKAGE}callbacks."):
+            inside = [((*keys, *more), text) for more, text in _refused_in_making(cls, arguments)]
+        yield from inside
         return
     for key, item in items(value):
         if key in checks and item is not None:

@@ -142,3 +142,34 @@ def test_a_callback_s_single_feature_is_shown_as_a_list(check):
     one = "{class_path: GradientFeatureCallback, init_args: {features: grad_norm}}"
     _, lines = check(f"trainer:\n  callbacks: [{one}]\n")
     assert "init_args.features: expected list, got 'grad_norm'. Write [grad_norm]." in lines[0]
+
+
+def test_what_a_callback_refuses_is_found_before_it_is_made(check, capsys):
+    one = "{class_path: DepthMuPLRCallback, init_args: {base_depth: 0}}"
+    status, lines = check(f"trainer:\n  callbacks+:\n    - {one}\n")
+    assert status == 1
+    where = "0.yaml:3: error: trainer.callbacks+.0.init_args.base_depth: "
+    assert lines[0].startswith(where)
+    assert len(lines) == 2
+    assert main(["fit", "-c", "base.yaml", "-c", "0.yaml"]) == 2
+    assert where in capsys.readouterr().err
+
+
+def test_a_later_option_may_mend_a_callback(check):
+    one = "{class_path: FeatureDynamicsMonitor, init_args: {rows: 0}}"
+    text = f"trainer:\n  callbacks:\n    - {one}\n"
+    assert "rows=0, and it must be at least 1." in check(text)[1][0]
+    assert check(text, options=("--trainer.callbacks.rows=2",))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("wandb", "WandbLogger; `-c overlays/wandb` adds it"),
+        ("csv", "--trainer.logger CSVLogger --trainer.logger.save_dir FOLDER"),
+        ("tensorboard", "--trainer.logger TensorBoardLogger"),
+    ],
+)
+def test_a_logger_is_a_class(project, capsys, name, advice):
+    assert main(["fit", "-c", "base.yaml", "--trainer.logger", name]) == 2
+    assert advice in capsys.readouterr().err
