@@ -30,10 +30,10 @@ from lightning_suite.datamodules.cold_start_sources import (
     Answer,
     Exercise,
     missing_files,
-    read_csv,
     read_plain,
     split_ids,
 )
+from lightning_suite.datamodules.csv_rows import read_csv
 from lightning_suite.errors import SuiteError
 from lightning_suite.given_paths import given_path
 from lightning_suite.json_text import load_json

@@ -8,16 +8,15 @@ by ``;``) and ``kcs.csv`` (``kc_id``, ``name``, and where there are some ``paren
 
 from __future__ import annotations
 
-import csv
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lightning_suite.datamodules.csv_rows import read_csv
 from lightning_suite.errors import SuiteError, did_you_mean
 
 Repeats = Literal["refuse", "first", "last"]
@@ -220,62 +219,6 @@ def read_answers(file: Path) -> Iterator[Answer]:
     """Yield the answers of an ``interactions.csv``, unchecked."""
     for where, row in read_csv(file, ("student_id", "exercise_id", "correct")):
         yield Answer(row["student_id"], row["exercise_id"], row["correct"], where)
-
-
-def read_csv(
-    file: Path, columns: Sequence[str], names: Sequence[str] | None = None
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield ``("FILE, row N", row)`` with cells stripped of blanks; rows count from 1.
-
-    Args:
-        file: UTF-8 with a header.
-        columns: That must be there.
-        names: Of the columns of a file without a header.
-
-    Raises:
-        SuiteError: The file cannot be read, or has no such column, or a row is too short or long.
-    """
-    number = 0
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as handle:
-            # strict: a quote that is never closed would make one text of all rows that follow
-            reader = csv.DictReader(handle, fieldnames=names, strict=True)
-            found = reader.fieldnames or []
-            if not found:
-                raise SuiteError(
-                    f"{file}: the file is empty. Its first line must name the columns: "
-                    f"{','.join(columns)}."
-                )
-            for column in columns:
-                if column not in found:
-                    spare = [name for name in found if name not in columns]
-                    near = difflib.get_close_matches(column, spare, n=1)
-                    rename = f" Perhaps rename {near[0]!r} to {column!r}." if near else ""
-                    raise SuiteError(
-                        f"{file}: there is no column {column!r}.{rename} It has: "
-                        f"{', '.join(found)}."
-                    )
-            for number, row in enumerate(reader, 1):
-                where = f"{file}, row {number}"
-                short = [column for column in columns if row[column] is None]
-                if short:
-                    raise SuiteError(f"{where}: the row ends before {', '.join(short)}.")
-                beyond: Any = row.pop(None, ())
-                if names is None and any(cell.strip() for cell in beyond):
-                    raise SuiteError(
-                        f"{where}: {len(found) + len(beyond)} cells, and {len(found)} columns. Put "
-                        "a text that has commas in double quotes."
-                    )
-                yield where, {k: v.strip() for k, v in row.items() if isinstance(v, str) and k}
-    except OSError as err:
-        raise SuiteError(f"{file}: cannot be read ({err.strerror}).") from err
-    except UnicodeDecodeError as err:
-        raise SuiteError(f"{file}: is not a CSV file in UTF-8: {err}") from err
-    except csv.Error as err:
-        raise SuiteError(
-            f"{file}: is not a CSV file (after row {number}): {err}. Perhaps a double quote is not "
-            "closed, or not doubled inside a text."
-        ) from err
 
 
 def split_ids(cell: str, separator: str = ";") -> tuple[str, ...]:
