@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -25,6 +26,7 @@ from lightning_suite.scheduling import scheduled
 
 # What a batch may say about its samples besides the model's keywords.
 SAMPLE_KEYS = frozenset({"ids", "truncated", "empty_answer", "n_tokens", "n_label_tokens"})
+_FEW_STEPS = 10  # of the optimizer, in a whole training: hardly a training
 
 
 class CausalLMModule(LightningModule):
@@ -153,6 +155,20 @@ class CausalLMModule(LightningModule):
                     f"CausalLMModule: the model's {key} is {there}, but the data module's {what} "
                     f"is {needed}. Make the model's {key} at least {needed}."
                 )
+
+    def on_train_start(self) -> None:
+        """Say so where the epochs are over after a few steps of the optimizer."""
+        trainer = self.trainer
+        steps = trainer.estimated_stepping_batches
+        if steps >= _FEW_STEPS or trainer.max_steps != -1:  # who counts steps knows of them
+            return
+        rank_zero_info(
+            f"CausalLMModule: this whole training is {steps} step{'' if steps == 1 else 's'} of the "
+            f"optimizer: {trainer.num_training_batches} batches an epoch, "
+            f"{trainer.accumulate_grad_batches} a step, {trainer.max_epochs} epochs. More steps: a "
+            "smaller batch_size of the data, fewer trainer.accumulate_grad_batches, more "
+            "trainer.max_epochs."
+        )
 
     def on_validation_start(self) -> None:
         """Begin at nothing: one that broke off has left its batches, as inference tensors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,28 @@ def test_the_loss_falls_on_real_text(kind: str) -> None:
     assert before == pytest.approx(math.log(256), abs=0.5)  # knows nothing yet
     assert after["val_loss"] < before - 1
     assert after["val_perplexity"] == pytest.approx(math.exp(after["val_loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "batches", "steps"),
+    [
+        ({"max_epochs": 2, "accumulate_grad_batches": 4}, 4, "2 steps"),
+        ({"max_epochs": 1, "accumulate_grad_batches": 4}, 3, "1 step"),
+        ({"max_epochs": 2}, 8, None),
+        ({"max_steps": 2}, 8, None),  # asked for
+    ],
+)
+def test_a_training_of_a_few_steps_says_so_and_names_the_knobs(
+    options: dict[str, Any], batches: int, steps: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(limit_train_batches=batches, limit_val_batches=0, **options)
+    with caplog.at_level(logging.INFO):
+        trainer.fit(module(), datamodule=text())
+    said = [line for line in caplog.messages if line.startswith("CausalLMModule: this whole")]
+    assert len(said) == (steps is not None)
+    if steps is not None:
+        assert f"training is {steps} of the optimizer: {batches} batches an epoch, 4 a" in said[0]
+        assert "batch_size" in said[0]
 
 
 def test_the_validation_loss_is_the_mean_over_all_label_tokens() -> None:
