@@ -163,8 +163,8 @@ class CausalLMModule(LightningModule):
         if steps >= _FEW_STEPS or trainer.max_steps != -1:  # who counts steps knows of them
             return
         rank_zero_info(
-            f"CausalLMModule: this whole training is {steps} step{'' if steps == 1 else 's'} of the "
-            f"optimizer: {trainer.num_training_batches} batches an epoch, "
+            f"CausalLMModule: this whole training is {steps} step{'' if steps == 1 else 's'} of "
+            f"the optimizer: {trainer.num_training_batches} batches an epoch, "
             f"{trainer.accumulate_grad_batches} a step, {trainer.max_epochs} epochs. More steps: a "
             "smaller batch_size of the data, fewer trainer.accumulate_grad_batches, more "
             "trainer.max_epochs."
