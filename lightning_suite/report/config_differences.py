@@ -11,6 +11,7 @@ from lightning_suite.report.tables import Cell, html_table
 from lightning_suite.report.text import escape
 
 _MOST_KEYS = 200
+_NOTHING = {"null", "[]", "{}"}
 _MANY_RUNS = 8  # side by side they are wider than a screen
 
 
@@ -67,9 +68,16 @@ def _differing(configs: Sequence[Mapping[str, str]]) -> list[str]:
     differing = [key for key in keys if len({config.get(key) for config in configs}) > 1]
 
     def told(key: str) -> bool:
+        """Whether the line of the class that the key belongs to says as much."""
         parts = key.split(".")
-        above = {".".join(parts[:n]) for n in range(1, len(parts))}
-        values = {config[key] for config in configs if key in config}
-        return len(values) == 1 and not above.isdisjoint(differing)
+        above = {".".join(parts[:n]) for n in range(1, len(parts))} & {*differing}
+        having = [config for config in configs if key in config]
+        of_classes = {name for name in above if any(name in config for config in having)}
+        return len({config[key] for config in having}) == 1 and bool(of_classes)
 
-    return [key for key in differing if not told(key)]
+    def nothing(key: str) -> bool:
+        """Whether no run has anything there but an empty list, and others have its items."""
+        values = {config[key] for config in configs if key in config}
+        return values <= _NOTHING and any(other.startswith(f"{key}.") for other in differing)
+
+    return [key for key in differing if not told(key) and not nothing(key)]

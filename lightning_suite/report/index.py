@@ -124,6 +124,8 @@ def _runs(entries: Sequence[Entry]) -> Section:
         ]
         for entry in entries
     ]
+    told = [n for n in range(len(header)) if any(row[n] for row in rows)]  # by some run
+    header, rows = [header[n] for n in told], [[row[n] for n in told] for row in rows]
     table = html_table(header, rows, label="Runs", named_rows=True)
     return Section("Runs", "\n".join([*notes, f'<div class="card">{table}</div>']))
 
