@@ -63,6 +63,11 @@ def _named(target: Path) -> Iterator[None]:
         yield
     except OSError as err:
         unnamed = err.filename is None or _SUFFIX in str(err.filename)
+        made = unnamed or Path(os.fsdecode(err.filename)) in target.parents
+        if err.errno == errno.ENOENT and err.filename is not None and made:
+            # a file system that takes no files, such as /proc, says that they are not there
+            text = "no file can be made there"
+            raise PermissionError(errno.EACCES, text, str(target)) from err
         if unnamed and err.errno in ENVIRONMENT_ERRORS:
             err.filename, err.filename2 = str(target), None
         raise

@@ -15,6 +15,7 @@ from lightning_suite.extras import import_extra
 from lightning_suite.given_paths import given_path
 from lightning_suite.json_text import load_json
 from lightning_suite.language.gguf import local_model
+from lightning_suite.language.hub import only_local
 from lightning_suite.language.layers import config_class
 
 DTYPES = {
@@ -126,12 +127,14 @@ def causal_lm_from_pretrained(
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             found,
-            local_files_only=local,
+            local_files_only=local or only_local(found),
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
             **_model_arguments(dtype, attn_implementation),
         )
+    except SuiteError as err:
+        raise SuiteError(f"pretrained: {err}") from err
     except (OSError, ValueError, ImportError) as err:
         kind = "folder" if local else "name (there is no such folder, so the Hub was asked)"
         raise SuiteError(f"pretrained: {name!r}: this {kind} cannot be loaded: {err}") from err
@@ -160,8 +163,14 @@ def load_tokenizer(name: str) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return transformers.AutoTokenizer.from_pretrained(
-            found, local_files_only=Path(found).is_dir(), trust_remote_code=False
+            found,
+            local_files_only=Path(found).is_dir() or only_local(found),
+            trust_remote_code=False,
         )
+    except SuiteError as err:
+        raise SuiteError(
+            f"tokenizer {name!r}: is neither 'bytes' nor a tokenizer that can be loaded: {err}"
+        ) from err
     except (OSError, ValueError, TypeError) as err:  # the last: transformers 4, no vocabulary file
         raise SuiteError(
             f"tokenizer {name!r}: is neither 'bytes' nor a tokenizer that can be loaded: {err}"

@@ -161,6 +161,10 @@ def _instead(file: Path) -> str:
         for path in file.parent.glob("*.safetensors")
         if path.with_suffix(".json").exists()
     )
+    folder = file.with_suffix("")
+    inside = [folder / "bank", folder / "artifacts" / "bank"]  # of `scen/edit`, of a run
+    if there := next((path for path in inside if bank_exists(path)), None):
+        return f" {folder} is a folder; in it there is a bank: {there}"
     if not names:
         return hint
     shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

@@ -205,7 +205,9 @@ class TestChanging:
         assert run("merge", "facts", "more", "all", "--force")[0] == 0
 
     def test_merging_conflicts_is_refused(self, run: Run) -> None:
-        status, _, err = run("merge", "facts", "facts", "all")
+        for kind in ("json", "safetensors"):
+            shutil.copy(f"facts.{kind}", f"copy.{kind}")
+        status, _, err = run("merge", "facts", "copy", "all")
         assert (status, "cannot be merged: 'lily' has the prompt of 'lily'" in err) == (2, True)
 
     def test_export_writes_edits_that_can_be_made_again(self, run: Run) -> None:
@@ -291,6 +293,8 @@ class TestMistakes:
             (["list", "nowhere"], "nowhere.json: cannot be read"),
             (["list", "nowhere"], "a bank, as `lightning-suite fit -c scen/edit` writes it"),
             (["list", "fact"], "Did you mean 'facts'? In .: facts, more."),
+            (["list", "runs/scen"], "runs/scen is a folder; in it there is a bank: runs/scen/bank"),
+            (["merge", "facts", "facts.json", "out"], "facts and facts.json are the same bank"),
             (["remove", "facts", "nobody"], "no live edit 'nobody'"),
             (["remove", "facts", "nobody"], "`lightning-suite bank list` shows the ids"),
             (["remove", "facts", "lilly"], "Did you mean 'lily'?"),
@@ -301,6 +305,9 @@ class TestMistakes:
     )
     def test_are_one_line_and_status_2(self, run: Run, args: list[str], message: str) -> None:
         before = Path("facts.json").read_bytes()
+        Path("runs/scen").mkdir(parents=True)
+        for kind in ("json", "safetensors"):
+            shutil.copy(f"facts.{kind}", f"runs/scen/bank.{kind}")
         status, _, err = run(*args)
         assert status == 2
         assert message in err

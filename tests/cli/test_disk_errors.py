@@ -127,6 +127,20 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path, capsys: Any) -> 
     assert (tmp_path / "here").read_text() == "mine"
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="Linux has such a file system")
+@pytest.mark.parametrize("name", ["/proc/x.yaml", "/proc/y/x.yaml"])
+def test_a_file_system_that_takes_no_files_is_named(name: str, capsys: Any) -> None:
+    assert main(["cp", "depth_mup/digits", name]) == 2
+    err = capsys.readouterr().err
+    assert f"{name}: no file can be made there" in err
+    assert "suite-partial" not in err
+
+
+def test_a_source_that_is_not_there_is_not_the_target_s_fault(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a.txt"):
+        (tmp_path / "b.txt").read_text()
+
+
 def test_an_atomic_write_names_its_file_and_not_the_temporary_one(tmp_path: Path) -> None:
     def write_half() -> None:
         with atomic_write(tmp_path / "a.txt") as file:

@@ -22,7 +22,7 @@ from lightning_suite.cli.tables import table
 from lightning_suite.errors import SuiteError
 from lightning_suite.files import atomic_write
 from lightning_suite.scen.records import EditRecord, to_plain
-from lightning_suite.scen.stored_bank import bank_exists, read_bank
+from lightning_suite.scen.stored_bank import bank_exists, json_path, read_bank
 
 
 def list_edits(bank: str, find: str | None = None, all: bool = False) -> int:
@@ -191,6 +191,8 @@ def merge(
     """
     if bank_exists(out) and not force:
         raise SuiteError(f"{out} exists. Choose another name, or add --force to overwrite it.")
+    if json_path(bank).resolve() == json_path(other).resolve():
+        raise SuiteError(f"{bank} and {other} are the same bank. Name two, and OUT behind them.")
     loaded = with_model(bank, model, allow_other_weights)[0]
     added = loaded.merge(without_model(other))
     save(loaded, out, overwrite=force)
