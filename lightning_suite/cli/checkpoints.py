@@ -38,6 +38,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path)
         )
     except pickle.UnpicklingError as err:
+        if not zipfile.is_zipfile(path) and "GLOBAL" not in str(err):  # bytes that mean nothing
+            raise SuiteError(f"--ckpt_path {path}: is damaged, or no checkpoint.") from err
         raise SuiteError(
             f"{path} holds more than tensors and plain values, and loading it could run any code "
             f"({_offender(err)}). If you made the file yourself, write a plain copy of it:\n"

@@ -382,6 +382,7 @@ def test_a_file_that_is_no_checkpoint_is_named_without_torch_s_own_numbers(
     said = capsys.readouterr().err
     assert "junk.ckpt" in said
     assert not re.search(r": \d+$", said.strip())
+    assert "weights_only=False" not in said  # no advice to trust what nobody knows
 
 
 @pytest.mark.parametrize(
