@@ -12,6 +12,7 @@ from pathlib import Path
 from lightning_suite.errors import MissingExtraError, SuiteError
 from lightning_suite.files import atomic_write
 from lightning_suite.report.curves import draw_panel
+from lightning_suite.report.dynamics_section import dynamics_cards
 from lightning_suite.report.layout import Section, code_block, heading, notice, prose, render_page
 from lightning_suite.report.lmcd_section import diagnosis_cards
 from lightning_suite.report.metrics import (
@@ -24,6 +25,8 @@ from lightning_suite.report.metrics import (
     read_metrics,
 )
 from lightning_suite.report.runs import Run, open_run
+from lightning_suite.report.sample_section import TITLE as SAMPLES
+from lightning_suite.report.sample_section import sample_sections
 from lightning_suite.report.scen_section import edit_cards
 from lightning_suite.report.svg import inline_svg
 from lightning_suite.report.tables import IN_VIEW, breakable, html_table, read_table, short_number
@@ -33,6 +36,7 @@ from lightning_suite.run_folder import Artifact
 _DEFAULT_SECTION = "Results"
 _LARGE_SVG = 3_000_000  # bytes; a scatter plot above it goes in as PNG
 _MANY_PANELS = 48
+_GROUPS = {"resofilter": SAMPLES}  # what the prefix of a metric's name does not say
 _LOGGED = "Logged values"  # of a run that trained nothing
 
 
@@ -135,7 +139,7 @@ def _drawn(members: list[tuple[Path, Artifact]]) -> list[str]:
         for folder, artifact in members
         if artifact.kind == "table"
     }
-    return [*edit_cards(tables), *diagnosis_cards(tables)]
+    return [*dynamics_cards(tables), *edit_cards(tables), *diagnosis_cards(tables)]
 
 
 def _artifact(run: Run, folder: Path, artifact: Artifact) -> str:
@@ -229,7 +233,7 @@ def _curves(plan: list[Panel], metrics: Metrics) -> str:
         except MissingExtraError as err:
             return notice(f"The curves are not drawn: {err}")
         if group:
-            parts.append(f'<h3 class="group">{heading(group)}</h3>')
+            parts.append(f'<h3 class="group">{heading(_GROUPS.get(group, group))}</h3>')
         parts.append(f'<div class="panels">{"".join(cards)}</div>')
     return "\n".join(parts)
 
@@ -343,6 +347,7 @@ def _size(path: Path) -> str:
 # The page from top to bottom. A builder returns no section for what a run does not have.
 _SECTIONS: tuple[Callable[[Run], list[Section]], ...] = (
     _artifact_sections,
+    sample_sections,
     _training_sections,
     _configuration_sections,
     _file_sections,
