@@ -155,16 +155,19 @@ def _figures(
             "lr_transfer",
             figures.draw_loss_curves(results, optima),
             "Loss against learning rate",
-            "One line a depth; band: range over seeds; large marker: optimum (hollow: at the edge "
-            "of the grid); grey line: the optimum of the first depth. Lines end where a run "
+            "One line a depth; band: range over seeds; large marker: the best rate of the grid "
+            "(hollow: at its edge); grey line: that of the first depth. The optimum that console, "
+            "tables and the other figure give lies between grid points: the vertex of a parabola "
+            "through three of them. Lines end where a run "
             f"diverges. {_meanings(results)}",
         ),
         (
             "lr_transfer_optimum",
             figures.draw_optimum_over_depth(optima),
             "Best learning rate against depth",
-            "Left: the optimum with its bootstrap interval over seeds. Right: what is lost in this "
-            "sample by keeping the base depth's best rate; a cross stands where that diverges. "
+            "Left: the optimum (the vertex, not the grid point) with its bootstrap interval over "
+            "seeds. Right: what is lost in this sample by keeping the base depth's best rate; a "
+            "cross stands where that diverges. "
             f"{SPREAD}",
         ),
     ):

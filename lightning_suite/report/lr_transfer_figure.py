@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANELS_A_ROW = 3
-# Where the axis of the regret ends; a rate that diverges is drawn there.
+# Where the axis of the regret ends at the latest; a rate that diverges is drawn at its end.
 _HIGHEST_REGRET = 64.0
+_LEAST_REGRET = 1.25  # and at the earliest: less is no loss to speak of
+_LINEAR = 4.0  # up to here the axis is linear
 
 
 def draw_loss_curves(results: Sequence[RunResult], optima: Sequence[DepthOptimum]) -> Figure:
@@ -114,6 +116,9 @@ def _draw_depth(
 def draw_optimum_over_depth(optima: Sequence[DepthOptimum]) -> Figure:
     """Draw the best log2 rate, and what keeping the base depth's rate costs, against depth.
 
+    The best rate is the vertex of the parabola through the best grid point and its neighbours. The
+    axis of the cost ends above the largest, at 1.25 at least and 64 at most.
+
     Bars are bootstrap intervals over seeds (their spread); a hollow marker is an optimum at the
     grid's edge, and a cross a depth at which the base depth's rate diverges.
     """
@@ -122,21 +127,25 @@ def draw_optimum_over_depth(optima: Sequence[DepthOptimum]) -> Figure:
     depths = sorted({o.depth for o in optima})
     with figure_style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.9))
+        top = _regret_end([1 + o.regret.value for o in optima if not math.isnan(o.log2_lr.value)])
         for i, rule in enumerate(rules):
             own = [o for o in optima if o.rule == rule and not math.isnan(o.log2_lr.value)]
             # rules side by side, so that bars of equal optima do not hide each other
             shift = 2 ** (0.09 * (i - (len(rules) - 1) / 2))
             color, marker = CATEGORICAL[i % len(CATEGORICAL)], markers(len(rules))[i]
             _draw_optima(left, own, shift, color, marker)
-            _draw_regret(right, own, shift, color, marker)
+            _draw_regret(right, own, shift, color, marker, top)
         for axes in (left, right):
             axes.set_xscale("log", base=2)
             axes.set_xticks(depths, [str(d) for d in depths])
             axes.set_xlabel("depth L")
         left.set_ylabel("best log2 learning rate")
-        left.set_title("Where the best rate lies")
-        right.set_yscale("log", base=2)
-        right.set_ylim(top=_HIGHEST_REGRET * 1.3)
+        left.set_title("Where the best rate lies (vertex)")
+        if top > _LINEAR:
+            right.set_yscale("log", base=2)
+            right.set_ylim(top=top * 1.3)
+        else:
+            right.set_ylim(1 - 0.06 * (top - 1), top + 0.06 * (top - 1))
         right.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         right.axhline(1, color=INK, linewidth=0.8, zorder=1)
         right.set_ylabel("loss at the base depth's rate / best loss")
@@ -144,6 +153,13 @@ def draw_optimum_over_depth(optima: Sequence[DepthOptimum]) -> Figure:
         handles, labels = right.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", title="rule")
     return figure  # type: ignore[no-any-return]
+
+
+def _regret_end(ratios: Sequence[float]) -> float:
+    """Return where the axis of the ratios ends: above the largest, and with room for a cross."""
+    finite = [ratio for ratio in ratios if math.isfinite(ratio)]
+    top = max(1.1 * max(finite, default=1.0), _LEAST_REGRET)
+    return min(2 * top if len(finite) < len(ratios) else top, _HIGHEST_REGRET)
 
 
 def _draw_optima(
@@ -170,11 +186,11 @@ def _draw_optima(
 
 
 def _draw_regret(
-    axes: Axes, optima: Sequence[DepthOptimum], shift: float, color: str, marker: str
+    axes: Axes, optima: Sequence[DepthOptimum], shift: float, color: str, marker: str, top: float
 ) -> None:
     x = np.array([o.depth * shift for o in optima])
     ratio = np.array([1 + o.regret.value for o in optima])
-    shown = np.minimum(ratio, _HIGHEST_REGRET)
+    shown = np.minimum(ratio, top)
     axes.plot(x, shown, color=color, label=None, zorder=2)
     stays = np.isfinite(ratio)
     axes.plot(

@@ -86,6 +86,25 @@ def test_optimum_and_cost_over_depth() -> None:
     assert float(crosses[0].get_xdata()[0]) == pytest.approx(8, rel=0.2)
 
 
+def at_cost(highest: float) -> list[RunResult]:
+    """Losses of which the worst is ``highest`` times the best at the base depth's rate."""
+    losses = {2: (2.0, 1.0, 2.0, 4.0), 8: (2.0, highest, 1.0, 2.0)}
+    return [
+        RunResult("sp", depth, lr, 0, of_depth[place], 0.0, 0.9, None)
+        for depth, of_depth in losses.items()
+        for place, lr in enumerate((-4.0, -3.0, -2.0, -1.0))
+    ]
+
+
+@pytest.mark.parametrize(("highest", "end"), [(1.01, 1.27), (1.8, 2.05), (8.0, 11.5), (500.0, 84)])
+def test_the_axis_of_the_cost_ends_where_the_costs_do(highest: float, end: float) -> None:
+    """A good result was an empty plot, far below an axis that always reached 64."""
+    _, right = draw_optimum_over_depth(analyse(at_cost(highest), 2)[0]).axes
+    assert right.get_ylim()[1] == pytest.approx(end, rel=0.02)
+    drawn = [y for line in right.lines for y in np.atleast_1d(line.get_ydata())]
+    assert all(right.get_ylim()[0] < float(y) <= right.get_ylim()[1] for y in drawn)
+
+
 def test_a_depth_at_which_everything_diverges_has_no_mark() -> None:
     results = [
         RunResult("sp", depth, lr, 0, math.inf if depth == 4 else 1 - 0.1 * lr, 0.0, 0.1, None)
