@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny_editing import TEMPLATE, edit_rows, write_edits, write_model
 
 from lightning_suite.cli.main import main
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 FAST = [
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
@@ -36,6 +38,19 @@ def options(*more: str) -> list[str]:
         "--data.init_args.source=edits.jsonl",
         *more,
     ]
+
+
+def test_no_shipped_fit_counts_the_parameters_of_a_model_that_it_does_not_train() -> None:
+    """Lightning's summary said "Trainable params: 1", which is the counter of groups."""
+    configs = [
+        config
+        for path in CONFIGS.glob("*/*.yaml")
+        if "SCENModule"
+        in (config := yaml.safe_load(path.read_text())).get("model", {}).get("class_path", "")
+        and "max_epochs" in config.get("trainer", {})
+    ]
+    assert len(configs) >= 4
+    assert not [config for config in configs if config["trainer"].get("enable_model_summary", True)]
 
 
 @pytest.mark.slow
