@@ -138,15 +138,15 @@ def likelihood_caution(scores: Iterable[Mapping[str, Any]]) -> list[str]:
     coin = math.log(2)
     if not (model > coin or model > floor):  # NaN is above nothing
         return []
-    than = f"{coin:.3f}, a coin's" if model > coin else f"{floor:.3f}, each student's own rate's"
-    both = (
-        f" (each student's own rate: {floor:.3f})" if model > coin and not math.isnan(floor) else ""
-    )
+    of_floor = f"that of each student's own rate, {floor:.3f}"
+    than = f"that of a coin, {coin:.3f}" if model > coin else of_floor
+    both = f" ({of_floor})" if model > coin and not math.isnan(floor) else ""
     return [
         f"NLL {model:.3f} is worse than {than}{both}: on this test the chances themselves say less "
         "than that, whatever their order is. "
         + (
-            "What may help: answers to more exercises, or fewer epochs (the best by lmcd/val_nll)."
+            "What may help: answers to more exercises, a larger prior (model.init_args.prior), "
+            "another head (model.init_args.head)."
             if trained(scores)
             else _FIT_FIRST
         )

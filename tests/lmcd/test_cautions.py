@@ -80,9 +80,9 @@ def with_nll(model: float, floor: float) -> list[dict[str, object]]:
 
 def test_chances_that_fit_worse_than_a_coin_or_the_floor_are_said_with_all_numbers() -> None:
     (coin,) = likelihood_caution(with_nll(0.743, 0.61))
-    assert "NLL 0.743 is worse than 0.693, a coin's (each student's own rate: 0.610)" in coin
+    assert "NLL 0.743 is worse than that of a coin, 0.693 (that of each student's own" in coin
     (floor,) = likelihood_caution(with_nll(0.65, 0.61))
-    assert "NLL 0.650 is worse than 0.610, each student's own rate's" in floor
+    assert "NLL 0.650 is worse than that of each student's own rate, 0.610: on" in floor
     (untrained,) = likelihood_caution([{**row, "trained": 0} for row in with_nll(0.743, 0.61)])
     assert "--ckpt_path" in untrained
 

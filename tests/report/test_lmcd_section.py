@@ -118,7 +118,7 @@ def test_exercises_that_are_not_told_apart_are_named_on_the_page(tmp_path: Path)
     write(tables["lmcd_scores"], [{**row, "nll": 0.743} for row in scores(0)])
     page = "".join(diagnosis_cards(tables))
     assert "hardly told apart" in page
-    assert "NLL 0.743 is worse than 0.693" in page
+    assert "NLL 0.743 is worse than that of a coin, 0.693" in page
     items = next(drawing for drawing in draw_diagnosis(tables) if drawing.name == "lmcd-items")
     for low, high in (items.figure.axes[1].get_xlim(), items.figure.axes[1].get_ylim()):
         assert high - low == pytest.approx(0.5)
