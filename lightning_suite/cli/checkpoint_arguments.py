@@ -32,6 +32,9 @@ _OPEN = {
 }
 # Without effect where nothing is trained, whatever the class.
 _TRAINING = ("lr", "learning_rate", "weight_decay", "optimizer", "scheduler")
+# Key of a checkpoint: arguments that made what it holds the state of, and which these are.
+MAKING = "lightning_suite_optimizers"
+MADE_BY = ("optimizer", "lr_scheduler")
 _OWN_KEYS = ("_class_path", "_instantiator")
 _MISSING = object()
 
@@ -103,6 +106,22 @@ def checkpoint_arguments(
         )
     taken = {k: v for k, v in saved.items() if not (k in free and k in arguments)}
     return {"class_path": kind, "dict_kwargs": taken}
+
+
+def undone_by_state(checkpoint: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Return what the user gave and the restored state of optimizer and scheduler undoes.
+
+    Args:
+        checkpoint: To go on from.
+        given: As for :func:`checkpoint_arguments`.
+    """
+    made, arguments = checkpoint.get(MAKING) or {}, given.get("init_args") or {}
+    return [
+        f"{key}: {_short(was)} in the checkpoint, {_short(now)} given"
+        for name in MADE_BY
+        if made.get(name) and arguments.get(name)  # one that is new has no state there
+        for key, was, now in _differences(f"model.init_args.{name}", made[name], arguments[name])
+    ]
 
 
 def _only(wanted: object, values: object) -> object:

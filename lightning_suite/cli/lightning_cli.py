@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
@@ -18,11 +19,15 @@ from lightning.pytorch.cli import (
     LightningCLI,
 )
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lightning_suite.checkpoint_io import write_atomically, written_checkpoints
 from lightning_suite.cli.after_fit import last_lines, stopped_lines
-from lightning_suite.cli.checkpoint_arguments import checkpoint_arguments, given_model
+from lightning_suite.cli.checkpoint_arguments import (
+    checkpoint_arguments,
+    given_model,
+    undone_by_state,
+)
 from lightning_suite.cli.checkpoints import (
     explain_resume_error,
     read_checkpoint,
@@ -135,6 +140,13 @@ class SuiteCLI(LightningCLI):
             return
         given = given_model(self.parser, self.config, self.parsed_words)
         model = checkpoint_arguments(path, hparams, given, trains=command == "fit")
+        if command == "fit" and (undone := undone_by_state(checkpoint, given)):
+            rank_zero_only(print)(
+                f"--ckpt_path {path}: the training goes on with its optimizer's and scheduler's "
+                "state, rates and decay among it, and these have no effect:\n  "
+                + "\n  ".join(undone),
+                file=sys.stderr,
+            )
         self.config = self.parser.parse_object({command: {"model": model}}, self.config)
 
     def instantiate_classes(self) -> None:

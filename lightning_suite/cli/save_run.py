@@ -6,12 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from lightning_suite.checkpoints import require_callbacks
+from lightning_suite.cli.checkpoint_arguments import MADE_BY, MAKING
 from lightning_suite.cli.checkpoints import count_begun_epoch
 from lightning_suite.errors import SuiteError
 from lightning_suite.run_folder import RunFolder
@@ -40,6 +42,7 @@ class SaveRun(SaveConfigCallback):
     ) -> None:
         super().__init__(parser, config, **kwargs)
         self.command = command
+        self._making: dict[str, Any] | None = None  # of a checkpoint
         self.folder: RunFolder | None = None  # while the run goes on, on rank zero
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -82,6 +85,16 @@ class SaveRun(SaveConfigCallback):
         folder, self.folder = self.folder, None
         if folder is not None:
             folder.finish(stopped_by)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note how optimizer and scheduler were made: hyperparameters leave them out."""
+        if self._making is None:
+            dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))
+            given = (dumped.get("model") or {}).get("init_args") or {}
+            self._making = {key: given[key] for key in MADE_BY if key in given}
+        checkpoint[MAKING] = self._making
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -113,6 +113,17 @@ def test_another_optimizer_does_not_matter_to_an_evaluation(trained):
     assert main(["validate", "-c", "my.yaml", *other]) == 0
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_a_rate_that_the_restored_optimizer_undoes_is_said_to_have_no_effect(trained, capsys, rate):
+    other = [f"--model.init_args.optimizer.init_args.lr={rate}", "--trainer.max_steps=2"]
+    assert main(["fit", "-c", "my.yaml", *other, "--ckpt_path", trained]) == 0
+    (path,) = Path("lightning_logs/version_1/checkpoints").glob("*.ckpt")
+    (optimizer,) = torch.load(path, weights_only=True)["optimizer_states"]
+    assert optimizer["param_groups"][0]["lr"] == 0.1
+    told = "optimizer.init_args.lr: 0.1 in the checkpoint, 0.5 given" in capsys.readouterr().err
+    assert told == (rate != 0.1)
+
+
 def test_the_run_s_own_config_goes_with_its_checkpoint(trained):
     run = ["-c", "lightning_logs/version_0/config.yaml", "--trainer.max_steps=2"]
     assert main(["fit", *run, "--ckpt_path", trained]) == 0
