@@ -102,7 +102,7 @@ test: $(STAMP)dev lint  ## Install, lint, check types, and run the whole test su
 fuzz: $(STAMP)dev  ## Read fifty thousand damaged files (ten minutes; docs/reliability.md).
 	@HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest tests/fuzz
 
-kill-check: $(STAMP)dev  ## Kill the long-running commands 126 times and compare (docs/reliability.md).
+kill-check: $(STAMP)dev  ## Kill the long-running commands 147 times and compare (docs/reliability.md).
 	@$(BIN)/python scripts/kill_harness.py --kills 147 --jobs 2 --out benchmarks/results/kill_harness.json
 
 lint: $(STAMP)dev  ## Ruff (rules and format) and mypy --strict.

@@ -66,7 +66,10 @@ DEFINITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def test_every_registered_feature_has_a_definition_here() -> None:
-    assert set(DEFINITIONS) | {"sketch"} == set(REGISTRY)
+    ours = {
+        name for name, kind in REGISTRY.items() if kind.__module__.startswith("lightning_suite.")
+    }
+    assert set(DEFINITIONS) | {"sketch"} == ours  # users register their own
 
 
 @pytest.mark.filterwarnings("ignore:features. adam_mean_abs has no optimizer state")
