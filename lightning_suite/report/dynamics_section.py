@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +33,7 @@ def dynamics_cards(tables: Mapping[str, Path]) -> list[str]:
         tables: CSV files by the name of their artifact.
     """
     try:
-        rows = read_rows(tables, "feature_dynamics", ("step", "t", "first_update", "last_update"))
-        figure = dynamics_figure(rows)
+        figure = dynamics_figure(read_rows(tables, "feature_dynamics", ("step",)))
     except (SuiteError, ValueError, KeyError) as err:
         return [notice(f"Not shown: {err}")]
     if figure is None:
@@ -99,6 +99,8 @@ def _curves(rows: Sequence[Row], name: str) -> dict[int, list[tuple[float, float
     """Return (t, value) of the blocks by step, of steps that have changed something."""
     found: dict[int, list[tuple[float, float]]] = {}
     for row in rows:
-        if is_number(row[name]) and np.isfinite(float(row[name])):
+        if all(is_number(row.get(key, "")) for key in ("step", "t", name)) and math.isfinite(
+            float(row[name])
+        ):
             found.setdefault(int(row["step"]), []).append((float(row["t"]), float(row[name])))
     return {step: sorted(pairs) for step, pairs in found.items() if any(v > 0 for _, v in pairs)}
