@@ -42,8 +42,8 @@ def dynamics_cards(tables: Mapping[str, Path]) -> list[str]:
         "feature-dynamics",
         "What each block has learnt",
         "RMS of what the changes of a block's matrices make of its input, over the depth t = l/L, "
-        "a line a step. A flat line: all blocks learn alike. One that falls or rises: those at "
-        "one end hardly learn.",
+        "a line a step. A flat line: all blocks learn alike; one that falls or rises: those at one "
+        "end learn less.",
         figure,
     )
     svg = inline_svg(drawing.svg, prefix=f"{drawing.name}-", label=drawing.title)
