@@ -56,7 +56,6 @@ def edited(
     [
         {"gate": "subject"},
         {"gate": "closed", "expert": "full"},
-        {"gate": "bce"},
         {"gate": "scen"},
     ],
     ids=lambda options: " ".join(options.values()),
