@@ -25,6 +25,11 @@ class Refuses(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")  # where one is set, it would answer
+
+
 @pytest.fixture
 def server() -> Iterator[str]:
     httpd = HTTPServer(("127.0.0.1", 0), Refuses)
