@@ -32,15 +32,16 @@ def only_local(name: str) -> bool:
         SuiteError: It is not in the cache, and the Hub does not answer or may not be asked.
     """
     hub = import_extra("huggingface_hub", "llm")
-    offline = bool(hub.constants.HF_HUB_OFFLINE)
-    if not offline and answers(hub.constants.ENDPOINT):
+    constants = import_extra("huggingface_hub.constants", "llm")
+    offline = bool(constants.HF_HUB_OFFLINE)
+    if not offline and answers(constants.ENDPOINT):
         return False
     if _is_cached(hub, name):
         return True
     why = "HF_HUB_OFFLINE forbids to ask the Hub" if offline else "the Hub does not answer"
     raise SuiteError(
         f"{name!r} is no folder here and not in the local cache of the Hugging Face Hub, and {why} "
-        f"({hub.constants.ENDPOINT}). Give a folder that save_pretrained wrote, a .gguf file or "
+        f"({constants.ENDPOINT}). Give a folder that save_pretrained wrote, a .gguf file or "
         "package:NAME; or try again with a network."
     )
 
