@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from two_ranks import run_in_two
 
 from lightning_suite.callbacks.depth_mup_lr import DepthMuPLRCallback
 
@@ -43,31 +42,19 @@ def train(apply: Any, **options: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     return trainer, dict(module.state_dict())
 
 
+BODY = """
+from test_ddp import MODES, train
+for apply in MODES:
+    trainer, weights = train(apply, devices=2, strategy="ddp")
+    if trainer.is_global_zero:
+        torch.save(weights, f"{apply}.pt")
+"""
+
+
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
-    # Lightning starts the second rank by running the script again
-    script = tmp_path / "two_ranks.py"
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
-    script.write_text(
-        f"import sys; sys.path[:0] = {paths!r}\n"
-        "import torch; torch.set_num_threads(1)\n"
-        "from test_ddp import MODES, train\n"
-        "for apply in MODES:\n"
-        "    trainer, weights = train(apply, devices=2, strategy='ddp')\n"
-        "    if trainer.is_global_zero:\n"
-        "        torch.save(weights, f'{apply}.pt')\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    run = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stderr.count("DepthMuPLRCallback, AdamW") == len(MODES), "one table, on rank 0"
+    stderr = run_in_two(tmp_path, BODY, __file__)
+    assert stderr.count("DepthMuPLRCallback, AdamW") == len(MODES), "one table, on rank 0"
     for apply in MODES:
         two = torch.load(tmp_path / f"{apply}.pt", weights_only=True)
         _, one = train(apply)

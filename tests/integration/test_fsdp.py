@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from foreign import PATTERNS, Batches, ForeignModule, quiet_trainer
 from lightning.pytorch import Trainer
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from two_ranks import run_in_two
 
 from lightning_suite import DepthMuPLRCallback
 
@@ -49,10 +48,8 @@ def train(
     }
 
 
-SCRIPT = """
-import os, sys
-sys.path[:0] = {paths!r}
-import torch; torch.set_num_threads(1)
+BODY = """
+import os
 from lightning.pytorch.strategies import ModelParallelStrategy
 from test_fsdp import MODES, Sharded, train
 
@@ -64,29 +61,16 @@ def sharded(apply, **options):
 for apply in MODES:
     _, whole = sharded(apply, epochs=2)
     trainer, _ = sharded(apply, epochs=1)
-    trainer.save_checkpoint(f"{{apply}}.ckpt")
-    trainer, resumed = sharded(apply, epochs=2, ckpt_path=f"{{apply}}.ckpt")
+    trainer.save_checkpoint(f"{apply}.ckpt")
+    trainer, resumed = sharded(apply, epochs=2, ckpt_path=f"{apply}.ckpt")
     if trainer.is_global_zero:
-        torch.save([whole, resumed], f"{{apply}}.pt")
-torch.distributed.destroy_process_group()
+        torch.save([whole, resumed], f"{apply}.pt")
 """
 
 
 @pytest.mark.slow
 def test_two_ranks_with_shards_equal_one_and_resume_so(tmp_path: Path) -> None:
-    # Lightning starts the second rank by running the script again
-    script = tmp_path / "two_ranks.py"
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
-    script.write_text(SCRIPT.format(paths=paths))
-    run = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
+    run_in_two(tmp_path, BODY, __file__)
     for apply in MODES:
         _, one = train(ForeignModule(), apply, epochs=2)
         for found in torch.load(tmp_path / f"{apply}.pt", weights_only=True):

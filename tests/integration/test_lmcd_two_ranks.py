@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 import torch
 from cold_start_folders import write_plain
 from lightning.pytorch import Trainer, seed_everything
+from two_ranks import run_in_two
 
 from lightning_suite import ColdStartDataModule, LMCDModule
 
@@ -56,31 +55,20 @@ def run(folder: Path, **options: Any) -> tuple[Trainer, LMCDModule, dict[str, fl
     return trainer, module, metrics
 
 
+BODY = """
+import json
+from pathlib import Path
+from test_lmcd_two_ranks import run
+trainer, module, metrics = run(Path("."), devices=2, strategy="ddp")
+torch.save(module.state_dict(), f"rank{trainer.global_rank}.pt")
+Path(f"rank{trainer.global_rank}.json").write_text(json.dumps(metrics))
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_score_as_one_and_train_to_the_same_weights(tmp_path: Path) -> None:
     write_plain(tmp_path)
-    # Lightning starts the second process by running the script again
-    script = tmp_path / "two_ranks.py"
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
-    script.write_text(
-        f"import sys; sys.path[:0] = {paths!r}\n"
-        "import json, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path\n"
-        "from test_lmcd_two_ranks import run\n"
-        "trainer, module, metrics = run(Path('.'), devices=2, strategy='ddp')\n"
-        "torch.save(module.state_dict(), f'rank{trainer.global_rank}.pt')\n"
-        "Path(f'rank{trainer.global_rank}.json').write_text(json.dumps(metrics))\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run_in_two(tmp_path, BODY, __file__)
 
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
