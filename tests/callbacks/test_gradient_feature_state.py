@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import Batches, ForeignModule, quiet_trainer
+from foreign import Batches, ForeignModule, KilledError, SaveThenDie, TwoOptimizers, quiet_trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
@@ -39,46 +39,6 @@ class Remembers(CSVLogger):
         ours = {name: value for name, value in metrics.items() if name.startswith("resofilter/")}
         if ours:
             self.seen.setdefault(step or 0, {}).update(ours)
-
-
-class KilledError(Exception):
-    pass
-
-
-class SaveThenDie(Callback):
-    """Saves when so many batches are done, and dies at the end of the next but one."""
-
-    def __init__(self, path: Path, batch: int) -> None:
-        self.path, self.batch = path, batch
-
-    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        done = trainer.current_epoch * PER_EPOCH + args[-1] + 1
-        if done == self.batch:
-            trainer.save_checkpoint(self.path)
-        elif done == self.batch + 2:
-            raise KilledError
-
-
-class TwoOptimizers(ForeignModule):
-    """Each batch is two steps."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # type: ignore[override]
-        optimizers: Any = self.optimizers()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-            self.manual_backward(super().training_step(batch, batch_idx))
-            optimizer.step()
-
-    def configure_optimizers(self) -> Any:
-        half = len(parameters := list(self.parameters())) // 2
-        return [
-            torch.optim.SGD(parameters[:half], lr=0.05),
-            torch.optim.SGD(parameters[half:], lr=0.02),
-        ]
 
 
 def train(

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign import Batches, ForeignModule, built_late_in, quiet_trainer, same, weights
+from foreign import (
+    Batches,
+    ForeignModule,
+    KilledError,
+    SaveThenDie,
+    TwoOptimizers,
+    built_late_in,
+    quiet_trainer,
+    same,
+    weights,
+)
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -331,43 +341,6 @@ def test_a_resumed_run_has_each_row_once(
         assert list(read(tmp_path / "rows")["batch"]) == list(before["batch"])
 
 
-class TwoOptimizers(ForeignModule):
-    """Each batch goes through two optimizers, one after the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # type: ignore[override]
-        optimizers: Any = self.optimizers()
-        for optimizer in optimizers:
-            loss = super().training_step(batch, batch_idx)
-            optimizer.zero_grad()
-            self.manual_backward(loss)
-            optimizer.step()
-
-    def configure_optimizers(self) -> Any:
-        net = self.backbone
-        return [
-            torch.optim.SGD([*net.stem.parameters(), *net.tower.parameters()], lr=0.05),
-            torch.optim.SGD([*net.tail_norm.parameters(), *net.head.parameters()], lr=0.02),
-        ]
-
-
-class SaveThenDie(Callback):
-    """Saves at the end of a batch, and dies at that of a later one."""
-
-    def __init__(self, path: Path, batch: int, later: int) -> None:
-        self.path, self.batch, self.later = path, batch, later
-
-    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        done = trainer.current_epoch * 6 + args[-1] + 1
-        if done == self.batch:
-            trainer.save_checkpoint(self.path)
-        elif done == self.batch + self.later:
-            raise StopError
-
-
 KINDS: dict[str, tuple[type[ForeignModule], dict[str, int]]] = {
     "plain": (ForeignModule, {}),
     "accumulation, within a step": (ForeignModule, {"accumulate_grad_batches": 2}),
@@ -393,7 +366,7 @@ def test_whoever_saves_before_or_after_the_callback_no_row_is_lost(
         trainer.fit(make(), Batches(6), ckpt_path=ckpt_path, weights_only=True)
         return read(folder)
 
-    with pytest.raises(StopError):
+    with pytest.raises(KilledError):
         train(tmp_path / "rows", SaveThenDie(tmp_path / "mid.ckpt", batch, later=2))
     resumed = train(tmp_path / "rows", ckpt_path=tmp_path / "mid.ckpt")
     whole = train(tmp_path / "whole")
@@ -442,7 +415,7 @@ def test_a_module_that_builds_its_net_late_is_recorded_and_resumed(
         assert not any(m._forward_hooks for m in module.modules())
         return read(folder)
 
-    with pytest.raises(StopError):
+    with pytest.raises(KilledError):
         train(tmp_path / "rows", late(), SaveThenDie(tmp_path / "mid.ckpt", 9, later=1))
     resumed = train(tmp_path / "rows", late(), ckpt_path=tmp_path / "mid.ckpt")
     whole = train(tmp_path / "whole", ForeignModule())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -155,6 +156,47 @@ def built_late_in(hook: str) -> type[ForeignModule]:
 
     setattr(Late, hook, Late.build)
     return Late
+
+
+class TwoOptimizers(ForeignModule):
+    """Each batch is two steps, one of each optimizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        optimizers: Any = self.optimizers()
+        for optimizer in optimizers:
+            loss = super().training_step(batch, batch_idx)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        net = self.backbone
+        return [
+            torch.optim.SGD([*net.stem.parameters(), *net.tower.parameters()], lr=0.05),
+            torch.optim.SGD([*net.tail_norm.parameters(), *net.head.parameters()], lr=0.02),
+        ]
+
+
+class KilledError(Exception):
+    """Ends a training in its middle."""
+
+
+class SaveThenDie(Callback):
+    """Saves at the end of a batch, counted from the first, and dies at that of a later one."""
+
+    def __init__(self, path: Path, batch: int, later: int = 2) -> None:
+        self.path, self.batch, self.later = path, batch, later
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        done = trainer.current_epoch * trainer.num_training_batches + args[-1] + 1
+        if done == self.batch:
+            trainer.save_checkpoint(self.path)
+        elif done == self.batch + self.later:
+            raise KilledError
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
