@@ -26,13 +26,13 @@ from lightning_suite.scen.editing import DEFAULT_GATE, new_bank, open_bank
 from lightning_suite.scen.edits import Edit
 from lightning_suite.scen.evaluation import BaseAnswers, ScoredPrompt, learning_curve
 from lightning_suite.scen.evaluation_tables import write_evaluation
+from lightning_suite.scen.firing import Firing
 from lightning_suite.scen.gates.base import MISS
 from lightning_suite.scen.layer_choice import causal_lm, find_layer
 from lightning_suite.strategies import refuse_sharded_parameters
 
 _log = logging.getLogger(__name__)
 _VERSION = 1
-_NOTHING = (0.0,) * 4
 
 
 class ExpertGateCallback(Callback):
@@ -110,14 +110,14 @@ class ExpertGateCallback(Callback):
         self._words: Any = None  # the tokenizer
         self._handle: Attachment | None = None
         # of this training epoch: sequences in which an edit fired, sequences, edits, batches
-        self._epoch: tuple[float, ...] = _NOTHING
+        self._epoch = Firing()
         self._restored: list[Numbers] = []  # that of a checkpoint, of each rank
         self._at_hand = BatchAtHand()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the model, open the bank and attach it."""
         self._release()
-        self._epoch, self._restored = _NOTHING, []
+        self._epoch, self._restored = Firing(), []
         refuse_sharded_parameters(trainer.strategy, "ExpertGateCallback reads whole layers")
         self._lm = causal_lm(pl_module)
         self._words = self._find_tokenizer(trainer, pl_module)
@@ -153,11 +153,11 @@ class ExpertGateCallback(Callback):
         """Go on with the epoch that a checkpoint fell into."""
         restored, self._restored = self._restored, []
         for table in share_of_rank(trainer, restored):
-            self._epoch = _sum(self._epoch, table[0])
+            self._epoch = self._epoch.plus(Firing(*table[0]))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count anew; Lightning does not come here in the middle of an epoch."""
-        self._epoch = _NOTHING
+        self._epoch = Firing()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -178,10 +178,8 @@ class ExpertGateCallback(Callback):
         Not by batches, as in the other stages: a resume in the middle of an epoch would forget
         those before it.
         """
-        fired, sequences, edits, batches = self._epoch
-        if batches or trainer.world_size > 1:  # it is a sum over ranks
-            share, mean = fired / max(sequences, 1), edits / max(batches, 1)
-            self._log_epoch(pl_module, share, int(sequences), mean, int(batches))
+        if self._epoch.batches or trainer.world_size > 1:  # it is a sum over ranks
+            self._log_firing(pl_module, self._epoch)
 
     def on_validation_batch_end(
         self,
@@ -363,26 +361,27 @@ class ExpertGateCallback(Callback):
     def _count(self) -> None:
         fired = self._routed()
         if fired is not None:
-            new = (int(fired.sum()), len(fired), len(self._attached().bank), 1)
-            self._epoch = _sum(self._epoch, new)
+            new = Firing.of_batch(fired, len(self._attached().bank))
+            self._epoch = self._epoch.plus(new)
 
     def _log(self, pl_module: LightningModule) -> None:
         fired = self._routed()
         if fired is not None:
-            edits = float(len(self._attached().bank))
-            self._log_epoch(pl_module, fired.float().mean(), len(fired), edits, 1)
+            self._log_firing(pl_module, Firing.of_batch(fired, len(self._attached().bank)))
 
-    def _log_epoch(
-        self,
-        pl_module: LightningModule,
-        share: float | Tensor,
-        sequences: int,
-        edits: float,
-        batches: int,
-    ) -> None:
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True}
-        pl_module.log("scen/fired_rate", share, batch_size=sequences, sync_dist=True, **options)
-        pl_module.log("scen/edits", edits, batch_size=batches, **options)
+    def _log_firing(self, pl_module: LightningModule, firing: Firing) -> None:
+        for name, value, weight, sync in (
+            ("scen/fired_rate", firing.share, firing.sequences, True),
+            ("scen/edits", firing.mean_edits, firing.batches, False),
+        ):
+            pl_module.log(
+                name,
+                value,
+                batch_size=int(weight),
+                on_step=False,
+                on_epoch=True,
+                sync_dist=sync,
+            )
 
     def _find_tokenizer(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         if self.tokenizer is not None:
@@ -406,7 +405,3 @@ class ExpertGateCallback(Callback):
             self._handle.detach()
         self._handle = None
         self._at_hand.end()
-
-
-def _sum(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
-    return tuple(a + b for a, b in zip(one, other, strict=True))
