@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,12 @@ def _kept(file: Path) -> Mapping[str, Sequence[str]]:
         return {}
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError):  # no checkpoint that anyone could use
+    except Exception:  # torch fails in many ways on what is no checkpoint; nobody can use it
         return {}
     kept = checkpoint.get("lmcd") if isinstance(checkpoint, dict) else None
-    return kept if isinstance(kept, dict) else {}
+    known = kept if isinstance(kept, dict) else {}
+    return {name: list(map(str, known[name])) for name in _KINDS if _is_list(known.get(name))}
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -60,6 +61,26 @@ def test_a_file_that_no_checkpoint_of_lmcd_is_may_be_replaced(tmp_path: Path) ->
     refuse_replacing([saver(tmp_path)], {"student_ids": ["ann"]})
     torch.save({"state_dict": {}}, tmp_path / "best.ckpt")
     refuse_replacing([saver(tmp_path), SimpleNamespace()], {"student_ids": ["ann"]})
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own words on what is no checkpoint
+@pytest.mark.parametrize("how", ["cut", "changed", "noise"])
+def test_a_damaged_file_may_be_replaced_and_ends_no_fit(tmp_path: Path, how: str) -> None:
+    random, file = Random(0), tmp_path / "best.ckpt"
+    torch.save({"lmcd": {"student_ids": 7}, "state_dict": {"w": torch.zeros(3)}}, file)
+    refuse_replacing([saver(tmp_path)], {"student_ids": ["ann"]})
+    sound = file.read_bytes()
+    for _ in range(60):
+        damaged = bytearray(sound)
+        if how == "cut":
+            del damaged[random.randrange(len(damaged)) :]
+        elif how == "changed":
+            for _ in range(4):
+                damaged[random.randrange(len(damaged))] = random.randrange(256)
+        else:
+            damaged = bytearray(random.randbytes(random.randint(0, 60)))
+        file.write_bytes(damaged)
+        refuse_replacing([saver(tmp_path)], {"student_ids": ["ann"]})
 
 
 def test_a_checkpoint_of_other_data_is_no_case_for_attaching_students() -> None:
